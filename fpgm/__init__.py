@@ -1,0 +1,42 @@
+"""fpgm: prune the filters of a CNN by geometric median and ship a network that is really smaller.
+
+The public names load on first use (PEP 562), so that `import fpgm` and the command line's help do
+not wait for torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fpgm import criteria
+    from fpgm.compaction import compact, equivalence, load
+    from fpgm.counting import cost
+    from fpgm.models import model
+    from fpgm.selection import select, zero_
+
+__version__ = "0.1.0"
+__all__ = ["compact", "cost", "criteria", "equivalence", "load", "model", "select", "zero_"]
+
+_HOME = {
+    "compact": "compaction",
+    "cost": "counting",
+    "equivalence": "compaction",
+    "load": "compaction",
+    "model": "models",
+    "select": "selection",
+    "zero_": "selection",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(f"fpgm.{_HOME[name]}"), name)
+    if name == "criteria":
+        return importlib.import_module("fpgm.criteria")
+    raise AttributeError(f"module 'fpgm' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

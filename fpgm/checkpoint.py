@@ -1,0 +1,92 @@
+"""Tensors on disk: written so that a cut leaves the old file, read without running anything."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fpgm.atomic import write_bytes
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, damaged, unsafe or of another network."""
+
+
+def write(path: Path, content: Mapping[str, Any]) -> None:
+    """Save a dictionary of tensors and plain values, whole or not at all. Raises OSError."""
+    buffer = io.BytesIO()  # torch.save to a full disk raises no OSError, a plain write does
+    torch.save(dict(content), buffer)
+    write_bytes(path, buffer.getvalue())
+
+
+def read(path: Path, keys: Iterable[str] = ()) -> dict[str, Any]:
+    """Load a dictionary that has `keys`, on the CPU. Raises CheckpointError."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: no such file") from error
+    except pickle.UnpicklingError as error:
+        if "Weights only load failed" in str(error) and "GLOBAL" in str(error):
+            raise CheckpointError(
+                f"{path}: holds Python objects and not only tensors; refused, nothing was executed"
+            ) from error
+        raise CheckpointError(f"{path}: truncated or damaged") from error
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        raise CheckpointError(f"{path}: truncated or damaged ({first_line(error)})") from error
+    missing = [key for key in keys if not isinstance(content, dict) or key not in content]
+    if missing:
+        raise CheckpointError(f"{path}: not written by fpgm, has no {missing[0]!r}")
+    return dict(content)
+
+
+def save_epoch(directory: Path, state: Mapping[str, Any]) -> None:
+    """Write `last.pt`; the one before it stays as `previous.pt`. Raises OSError."""
+    last = directory / "last.pt"
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    if last.exists():
+        os.replace(last, directory / "previous.pt")
+    write_bytes(last, buffer.getvalue())
+
+
+def restore_epoch(directory: Path) -> tuple[dict[str, Any] | None, str | None]:
+    """The newest state that can be read, or None, and a line about one that could not."""
+    problem = None
+    for name in ("last.pt", "previous.pt"):
+        if (directory / name).exists():
+            try:
+                return read(directory / name), problem
+            except CheckpointError as error:
+                problem = f"{error}; going back to the epoch before"
+    return None, problem
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load a network's weights from a checkpoint of fpgm, or a plain state_dict as others save it.
+
+    Raises CheckpointError that names the first parameter that does not match.
+    """
+    content = read(path)
+    weights: Mapping[str, Tensor] = content.get("state_dict", content)
+    weights = {name.removeprefix("module."): value for name, value in weights.items()}
+    for name, own in model.state_dict().items():
+        if name not in weights:
+            raise CheckpointError(f"{path}: another network: it has no {name}")
+        if weights[name].shape != own.shape:
+            theirs, ours = tuple(weights[name].shape), tuple(own.shape)
+            raise CheckpointError(f"{path}: another network: {name} is {theirs} there, {ours} here")
+    unknown = next((name for name in weights if name not in model.state_dict()), None)
+    if unknown is not None:
+        raise CheckpointError(f"{path}: another network: {unknown} is not in this one")
+    model.load_state_dict(weights)
+
+
+def first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,127 @@
+"""`fpgm-train`: the only file that knows Hydra. Words in, one typed Config out, errors in a line.
+
+Nothing heavy at import: help and shell completion must answer at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fpgm.config import Config, flatten, suggestion
+
+HERE = Path(__file__).resolve().parent
+# Inside a wheel the configs are part of the package, in a checkout they are beside it.
+CONFIGS = HERE / "configs" if (HERE / "configs").is_dir() else HERE.parent / "configs"
+
+
+def run_name(overrides: Sequence[str]) -> str:
+    """A readable, stable name for the words of a command line: criterion=gm,rate=0.4.
+
+    Paths are shortened to their last part, and what is left that a file system minds becomes _.
+    """
+    parts = []
+    for override in sorted(overrides):
+        key, _, value = override.partition("=")
+        value = Path(value).name if "/" in value else value
+        parts.append(re.sub(r"[^\w.,=+\-\[\]]", "_", f"{key.lstrip('+')}={value}"))
+    return ",".join(parts) or "default"
+
+
+OmegaConf.register_new_resolver("run_name", lambda words: run_name(list(words)), replace=True)
+
+
+@hydra.main(config_path=str(CONFIGS), config_name="config", version_base="1.3")
+def job(words: DictConfig) -> None:
+    """One run: done already, or trained from where it stands."""
+    from fpgm.result import table
+    from fpgm.run import Run
+
+    config = Config.of(OmegaConf.to_container(words, resolve=True))  # type: ignore[arg-type]
+    output = Path(HydraConfig.get().runtime.output_dir)
+    shown = Path(os.path.relpath(output))
+    directory = output if ".." in shown.parts else shown
+    with Run(directory, config.as_dict()) as run:
+        report = run.report
+        if report is None:
+            from fpgm.train import train
+
+            report = train(config, run)
+        else:
+            print(f"{directory} is done already")
+        print(table(report, str(directory)))
+
+
+def main() -> None:
+    """Entry point. Exit status: 0 done, 1 an error in one line, 130 interrupted."""
+    full = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through to here
+    try:
+        job()
+    except KeyboardInterrupt:
+        print("\ninterrupted: the same command goes on after the last epoch", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        if full == "1":
+            raise
+        print(explain(error), file=sys.stderr)
+        sys.exit(1)
+
+
+def explain(error: Exception) -> str:
+    """An error as a person at the keyboard needs it: what was given, what would do."""
+    cause = error.__cause__
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, given = str(error.missing_cfg_file).rpartition("/")
+        return f"{group}={given}: choose one of {', '.join(error.options)}"
+    if isinstance(error, ConfigCompositionException):
+        key = getattr(cause, "full_key", None) or _quoted(str(error))
+        return f"{key}: no such key, {suggestion(key, _keys())}" if key else str(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}{_ADVICE.get(error.errno or 0, '')}"
+    ours = type(error).__module__.startswith("fpgm.")
+    if ours or isinstance(error, HydraException | OmegaConfBaseException):
+        return str(error)
+    first = (str(error).splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first} (HYDRA_FULL_ERROR=1 shows where)"
+
+
+_ELSEWHERE = "; choose another place with hydra.run.dir="
+_ADVICE = {
+    errno.ENOSPC: "; free some space and start the same command again, it goes on where it was",
+    errno.EACCES: _ELSEWHERE,
+    errno.EROFS: _ELSEWHERE,
+    errno.ENOTDIR: _ELSEWHERE,
+    errno.EEXIST: _ELSEWHERE,
+}
+
+
+def _quoted(text: str) -> str:
+    """The key in Hydra's "Could not override 'rat'."."""
+    match = re.search(r"'([^']+)'", text)
+    return match.group(1) if match else ""
+
+
+def _keys() -> list[str]:
+    """Every key and group that a command line may set."""
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        defaults = OmegaConf.to_container(hydra.compose("config"))
+    assert isinstance(defaults, dict)
+    flat = flatten({str(key): value for key, value in defaults.items()})
+    return sorted({*flat, *(p.name for p in CONFIGS.iterdir() if p.is_dir())})
+
+
+if __name__ == "__main__":
+    main()

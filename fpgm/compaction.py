@@ -1,0 +1,64 @@
+"""From a network and the filters to keep to a smaller network that computes the same function."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, fx, nn
+
+from fpgm.checkpoint import read
+from fpgm.graph import trace
+from fpgm.models import model as build_model
+from fpgm.rewriting import Keep, Rewriter
+
+
+def compact(model: nn.Module, keep: Keep) -> fx.GraphModule:
+    """The function of `model` with the filters outside `keep` zeroed, without those filters.
+
+    keep: convolution -> indices of kept filters; convolutions it does not name are kept whole.
+    Returns a new network in eval mode and leaves `model` as it is. Raises GraphError where `keep`
+    names what cannot be pruned and where the network cannot be traced.
+    """
+    rewriter = Rewriter(trace(model), keep)
+    small = rewriter.run()
+    for name, attribute in rewriter.foldings:
+        module = small.get_submodule(name)
+        if not getattr(module, attribute).any():
+            setattr(module, attribute, None)
+    return small
+
+
+def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
+    """The network in a `compact.pt`, in eval mode. Nothing is unpickled but tensors.
+
+    model: a network of the original architecture, where it is not one of fpgm's own.
+    Raises CheckpointError for a file that is damaged, unsafe or something else.
+    """
+    saved = read(Path(path), ("arch", "keep", "state_dict"))
+    if model is None:
+        with torch.random.fork_rng():  # the initialisation is thrown away
+            model = build_model(**saved["arch"])
+    rewriter = Rewriter(trace(model), saved["keep"])
+    small = rewriter.run()
+    for name, attribute in rewriter.foldings:
+        if f"{name}.{attribute}" not in saved["state_dict"]:
+            setattr(small.get_submodule(name), attribute, None)
+    small.load_state_dict(saved["state_dict"])
+    return small
+
+
+@torch.inference_mode()
+def equivalence(zeroed: nn.Module, small: nn.Module, images: Tensor) -> dict[str, float]:
+    """How far the outputs of two networks lie apart on `images` (B, C, H, W), in eval mode."""
+    return compare(zeroed.eval()(images), small.eval()(images))
+
+
+def compare(full: Tensor, reduced: Tensor) -> dict[str, float]:
+    """How far two networks' outputs (n, classes) lie apart; agreement: share of equal argmax."""
+    return {
+        "max_abs_diff": float((full - reduced).abs().max()),
+        "max_abs_logit": float(full.abs().max()),
+        "agreement": float((full.argmax(1) == reduced.argmax(1)).double().mean()),
+        "images": len(full),
+    }

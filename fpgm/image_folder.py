@@ -1,0 +1,132 @@
+"""A folder of images in memory: one folder a class, decoded once, cached as one array."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.datasets.folder import IMG_EXTENSIONS
+from torchvision.transforms.functional import center_crop, resize
+from tqdm import tqdm
+
+from fpgm import config
+
+# train images (n, C, H, W) uint8 and labels (n,) int64, the same for test, names of the classes
+Arrays = tuple[Tensor, Tensor, Tensor, Tensor, tuple[str, ...]]
+
+
+class DataError(ValueError):
+    """Data that is not there or cannot be read, with what to do about it."""
+
+
+def read_folder(dataset: config.Dataset) -> Arrays:
+    """train/CLASS/* and test/CLASS/* (or val/), decoded once and cached. Raises DataError."""
+    root = Path(dataset.root or ".").expanduser()
+    if not root.is_dir():
+        raise DataError(f"dataset.root={root}: no such directory; dataset=digits needs none")
+    train = root / "train"
+    test = next((root / name for name in ("test", "val") if (root / name).is_dir()), root / "test")
+    classes = _classes(train)
+    if _classes(test) != classes:
+        odd = sorted(set(_classes(test)) ^ set(classes))
+        raise DataError(
+            f"{test}: not the same classes as {train}, differing in {', '.join(odd[:5])}"
+        )
+    listed = [_files(part, classes) for part in (train, test)]
+    size = dataset.image_size or min(_open(listed[0][0][0]).size)
+    images = [_decoded(files, size, root) for files, _ in listed]
+    labels = [torch.tensor(labels) for _, labels in listed]
+    return images[0], labels[0], images[1], labels[1], classes
+
+
+def _classes(part: Path) -> tuple[str, ...]:
+    found = sorted(p.name for p in part.iterdir() if p.is_dir()) if part.is_dir() else []
+    if len(found) < 2:
+        raise DataError(
+            f"{part}: needs a folder of images for each class ({part.name}/CLASS/*), "
+            f"found {len(found)}"
+        )
+    return tuple(found)
+
+
+def _files(part: Path, classes: Sequence[str]) -> tuple[list[Path], list[int]]:
+    files: list[Path] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        own = sorted(p for p in (part / name).iterdir() if p.suffix.lower() in IMG_EXTENSIONS)
+        if not own:
+            raise DataError(f"{part / name}: no images ({', '.join(IMG_EXTENSIONS)})")
+        files += own
+        labels += [label] * len(own)
+    return files, labels
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (OSError, ValueError, SyntaxError) as error:
+        raise DataError(f"{path}: not a readable image; remove or replace it") from error
+
+
+def _decoded(files: Sequence[Path], size: int, root: Path) -> Tensor:
+    """All images at size x size, (n, 3, size, size) uint8: from the cache or into it."""
+    needed = len(files) * 3 * size * size
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory / 2:
+        raise DataError(
+            f"dataset.image_size={size}: {len(files)} images take {needed / 2**30:.0f} GiB, more "
+            f"than half of this machine's memory; try dataset.image_size={size // 2}"
+        )
+    stats = "".join(
+        f"{p.relative_to(root)}\0{s.st_size}\0{s.st_mtime_ns}\n" for p, s in _stats(files)
+    )
+    key = hashlib.sha256(f"1 {size} {root.resolve()}\n{stats}".encode()).hexdigest()[:24]
+    home = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+    cache = home / "fpgm" / "decoded" / f"{key}.npy"
+    if cache.is_file():
+        try:
+            return torch.from_numpy(np.load(cache))
+        except (OSError, ValueError):
+            cache.unlink()  # cut off while it was written by an older version, or damaged
+    images = np.empty((len(files), 3, size, size), np.uint8)
+
+    def decode(index: int) -> None:
+        images[index] = _square(_open(files[index]), size)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        work = pool.map(decode, range(len(files)))
+        for _ in tqdm(work, "decoding, once", len(files), leave=False, disable=None):
+            pass
+    _store(cache, images)
+    return torch.from_numpy(images)
+
+
+def _stats(files: Sequence[Path]) -> Iterator[tuple[Path, os.stat_result]]:
+    return ((path, path.stat()) for path in files)
+
+
+def _square(image: Image.Image, size: int) -> np.ndarray:
+    """(3, size, size): the shorter side resized, then the centre."""
+    if image.size != (size, size):
+        image = center_crop(resize(image, size), [size, size])
+    return np.asarray(image).transpose(2, 0, 1)
+
+
+def _store(cache: Path, images: np.ndarray) -> None:
+    """Keep the decoded images for the next run; a cache that cannot be written is no error."""
+    part = cache.with_suffix(f".{os.getpid()}.part")
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as file:
+            np.save(file, images)
+        part.replace(cache)
+    except OSError:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,75 @@
+"""What this machine offers: device, precision, and what to write down about it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+
+import fpgm
+
+
+class MachineError(ValueError):
+    """Something asked for that this machine does not have."""
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` takes a GPU where there is one. Raises MachineError."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise MachineError("device=cuda: torch sees no GPU here; use device=cpu or device=auto")
+    automatic = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(automatic if name == "auto" else name)
+
+
+def choose_precision(name: str, device: torch.device) -> torch.dtype | None:
+    """The type to autocast to, None for float32. `auto` takes bf16 where the hardware has it."""
+    if name == "float32":
+        return None
+    if name == "bf16" or has_bf16(device):
+        return torch.bfloat16
+    return None
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether bf16 products are done in hardware. Emulated they are slower than float32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    with contextlib.suppress(OSError):
+        flags = Path("/proc/cpuinfo").read_text()
+        return "avx512_bf16" in flags or "amx_bf16" in flags
+    return False
+
+
+def autocast(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
+    """Context for the forward pass; does nothing for None."""
+    return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)
+
+
+def environment(device: torch.device, dtype: torch.dtype | None) -> dict[str, Any]:
+    """What a reader of a report needs to judge its figures and times."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    return {
+        "fpgm": fpgm.__version__,
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "device": device.type,
+        "processor": name,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "precision": "bf16" if dtype is not None else "float32",
+    }
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor()

@@ -1,0 +1,207 @@
+"""Operations that pruning understands: what each node of a traced network does to channels.
+
+Whatever is not one of these kinds is OPAQUE: it gets its input at full width, and the
+convolutions that feed it are kept whole and named.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+CONV, NORM, ELEMENTWISE, POOL, ADD, CAT = "conv", "norm", "elementwise", "pool", "add", "cat"
+FLATTEN, LINEAR, SLICE, PAD, OPAQUE, OUTPUT = (
+    "flatten",
+    "linear",
+    "slice",
+    "pad",
+    "opaque",
+    "output",
+)
+
+# One output value for one input value, no parameters of a channel: a constant stays a constant.
+_ELEMENTWISE_MODULES = (
+    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish,
+    nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.Sigmoid, nn.Tanh, nn.Softplus,
+    nn.Identity, nn.Dropout, nn.Dropout2d,
+)  # fmt: skip
+_ELEMENTWISE_FUNCTIONS = {
+    torch.relu, F.relu, F.relu6, F.leaky_relu, F.elu, F.selu, F.gelu, F.silu, F.mish, F.hardswish,
+    F.hardsigmoid, F.hardtanh, F.sigmoid, torch.sigmoid, torch.tanh, F.softplus,
+    F.dropout, F.dropout2d,
+}  # fmt: skip
+_ELEMENTWISE_METHODS = {"relu", "relu_", "sigmoid", "sigmoid_", "tanh", "tanh_", "contiguous"}
+_ADDS = {operator.add, operator.iadd, torch.add}
+_POOL_MODULES = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+_POOL_FUNCTIONS = {
+    F.max_pool2d, torch.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d,
+}  # fmt: skip
+_SPATIAL_DIMS = ((2, 3), (-2, -1), (3, 2), (-1, -2))
+
+
+def inplace(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """Whether the operation overwrites its first argument."""
+    if node.op == "call_module":
+        return bool(getattr(modules[str(node.target)], "inplace", False))
+    if node.op == "call_method":
+        return str(node.target).endswith("_") and not str(node.target).endswith("__")
+    return node.target is operator.iadd or bool(node.kwargs.get("inplace"))
+
+
+def out_of_place(node: fx.Node) -> tuple[Any, dict[str, Any]]:
+    """Target and keyword arguments of the same operation that overwrites nothing."""
+    if node.op == "call_method":
+        return str(node.target).rstrip("_"), dict(node.kwargs)
+    target = operator.add if node.target is operator.iadd else node.target
+    return target, {k: v for k, v in node.kwargs.items() if k != "inplace"}
+
+
+def attribute(root: nn.Module, path: str) -> Any:
+    """What a get_attr node reads."""
+    *owner, name = path.split(".")
+    return getattr(root.get_submodule(".".join(owner)), name)
+
+
+def kind_of(node: fx.Node, modules: dict[str, nn.Module]) -> str:
+    """One of the kinds above, judged by the operation and its arguments alone."""
+    if node.op == "output":
+        return OUTPUT
+    kind = OPAQUE
+    if node.op == "call_module":
+        kind = _module_kind(modules[str(node.target)])
+    elif node.op == "call_function":
+        kind = _function_kind(node)
+    elif node.op == "call_method":
+        kind = _method_kind(node)
+    # A constant is mapped by the operation alone: all else that it takes must be typed there.
+    return OPAQUE if kind == ELEMENTWISE and len(node.all_input_nodes) > 1 else kind
+
+
+def _module_kind(module: nn.Module) -> str:
+    # Exact types: a subclass may compute anything.
+    kind = OPAQUE
+    if type(module) is nn.Conv2d and module.groups == 1:
+        kind = CONV
+    elif type(module) in (nn.BatchNorm2d, nn.BatchNorm1d) and module.running_mean is not None:
+        kind = NORM
+    elif type(module) is nn.Linear:
+        kind = LINEAR
+    elif type(module) in _ELEMENTWISE_MODULES or (
+        type(module) is nn.PReLU and module.num_parameters == 1
+    ):
+        kind = ELEMENTWISE
+    elif type(module) in _POOL_MODULES:
+        kind = POOL if _pools_constants(vars(module)) else OPAQUE
+    elif type(module) is nn.Flatten and (module.start_dim, module.end_dim) == (1, -1):
+        kind = FLATTEN
+    return kind
+
+
+def _function_kind(node: fx.Node) -> str:
+    target, args = node.target, node.args
+    kind = OPAQUE
+    if target in _ELEMENTWISE_FUNCTIONS:
+        kind = ELEMENTWISE
+    elif target in _ADDS:
+        kind = _add_kind(node)
+    elif target in _POOL_FUNCTIONS:
+        names = ("input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad")
+        averages = target is F.avg_pool2d
+        given = {**dict(zip(names, args, strict=False)), **node.kwargs} if averages else {}
+        kind = (
+            POOL
+            if not averages or _pools_constants({"count_include_pad": True, **given})
+            else OPAQUE
+        )
+    elif target in (torch.cat, torch.concat):
+        kind = CAT if argument(node, 1, "dim", 0) == 1 else OPAQUE
+    elif target is torch.flatten:
+        kind = FLATTEN if argument(node, 1, "start_dim", 0) == 1 and len(args) < 3 else OPAQUE
+    elif target is operator.getitem and _slices_space(args[1]):
+        kind = SLICE
+    elif target is F.pad and _pads_channels(node):
+        kind = PAD
+    elif target is torch.mean and argument(node, 1, "dim", None) in _SPATIAL_DIMS:
+        kind = POOL
+    return kind
+
+
+def _method_kind(node: fx.Node) -> str:
+    args = node.args
+    kind = OPAQUE
+    if node.target in _ELEMENTWISE_METHODS:
+        kind = ELEMENTWISE
+    elif node.target in ("add", "add_"):
+        kind = _add_kind(node)
+    elif node.target == "flatten":
+        kind = FLATTEN if args[1:] == (1,) else OPAQUE
+    elif node.target in ("view", "reshape") and len(args) == 3 and args[2] == -1:
+        kind = FLATTEN if _is_batch_size(args[1]) else OPAQUE
+    elif node.target == "mean":
+        dims = argument(node, 1, "dim", None)
+        kind = POOL if isinstance(dims, tuple | list) and tuple(dims) in _SPATIAL_DIMS else OPAQUE
+    return kind
+
+
+def argument(node: fx.Node, position: int, name: str, default: Any) -> Any:
+    """An argument given by position or by name, a list as a tuple."""
+    value = node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _add_kind(node: fx.Node) -> str:
+    if node.kwargs.get("alpha", 1) != 1 or len(node.args) != 2:
+        return OPAQUE
+    tensors = [isinstance(arg, fx.Node) for arg in node.args]
+    if all(tensors):
+        return ADD
+    return ELEMENTWISE if tensors[0] else OPAQUE
+
+
+def _pools_constants(options: dict[str, Any]) -> bool:
+    """Whether a channel that is constant before the pooling is the same constant after it."""
+    padded = options.get("padding", 0) not in (0, (0, 0))
+    averages_zeros = padded and options.get("count_include_pad", False)
+    return not averages_zeros and options.get("divisor_override") is None
+
+
+def _slices_space(index: Any) -> bool:
+    """x[:, :, ...]: batch and channels whole, only pixels chosen."""
+    whole = slice(None)
+    return (
+        isinstance(index, tuple)
+        and 2 <= len(index) <= 4
+        and index[0] == whole
+        and index[1] == whole
+        and all(isinstance(i, slice) for i in index[2:])
+    )
+
+
+def _pads_channels(node: fx.Node) -> bool:
+    """F.pad(x, (0, 0, 0, 0, front, back)): whole channels of one value, no pixels."""
+    pad = argument(node, 1, "pad", ())
+    constant = argument(node, 2, "mode", "constant") == "constant"
+    return bool(len(pad) == 6 and not any(pad[:4]) and min(pad[4:]) >= 0 and constant)
+
+
+def _is_batch_size(size: Any) -> bool:
+    """x.size(0) or x.shape[0], or a number typed there."""
+    if not isinstance(size, fx.Node):
+        return isinstance(size, int)
+    if size.target == "size":
+        return bool(size.args[1:] == (0,))
+    shape = size.args[0] if size.target is operator.getitem else None
+    return isinstance(shape, fx.Node) and shape.target is getattr and bool(size.args[1] == 0)
+
+
+def reads_batch_size(node: fx.Node) -> bool:
+    """x.size(0) and x.shape[0] are the same for any number of channels."""
+    if node.op == "call_method" and node.target == "size":
+        return bool(node.args[1:] == (0,))
+    indices = [user.args[1] for user in node.users if user.target is operator.getitem]
+    whole_batch = len(indices) == len(node.users) and all(i == 0 for i in indices)
+    return node.target is getattr and whole_batch

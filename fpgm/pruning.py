@@ -1,0 +1,108 @@
+"""The pruned filters of a network in training: chosen, zeroed, held still, and watched."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fpgm import schedules
+from fpgm.config import Config
+from fpgm.graph import trace
+from fpgm.selection import pruned, select, zero_
+
+
+class Pruning:
+    """State: `keep`, convolution -> kept filters, and which pruned filters have seen a gradient."""
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, config: Config) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self.config = config
+        self.layers = trace(model).prunable
+        self.choose(0.0)
+
+    def choose(self, rate: float) -> None:
+        """Select at `rate` on the current weights; nothing is zeroed yet."""
+        c = self.config
+        options = c.criterion.options()
+        self.use(select(self.model, c.criterion.name, rate, self.layers, c.seed, **options))
+
+    def use(self, keep: Mapping[str, Tensor]) -> None:
+        """Take over a selection."""
+        self.keep = {name: kept.cpu() for name, kept in keep.items()}
+        self._weights: dict[str, Tensor] = {}
+        for name in keep:
+            weight = self.model.get_submodule(name).weight
+            assert isinstance(weight, Tensor)
+            self._weights[name] = weight
+        self._masks = pruned(self.model, keep)
+        self._alive = {name: torch.zeros_like(mask) for name, mask in self._masks.items()}
+
+    @property
+    def count(self) -> int:
+        """How many filters are pruned."""
+        return sum(int(mask.sum()) for mask in self._masks.values())
+
+    def start(self) -> None:
+        """Before the first epoch."""
+        rate = schedules.rate_before(self.config.schedule, self.config.rate)
+        if rate is not None:
+            self.choose(rate)
+            zero_(self.model, self.keep)
+
+    def start_epoch(self) -> None:
+        """Forget which pruned filters have seen a gradient."""
+        self._alive = {name: torch.zeros_like(mask) for name, mask in self._masks.items()}
+
+    @torch.no_grad()
+    def after_backward(self, masked: bool) -> None:
+        """Note which pruned filters a gradient reaches and, if `masked`, take it from them."""
+        for name, mask in self._masks.items():
+            gradient = self._weights[name].grad
+            assert gradient is not None
+            self._alive[name] |= gradient.flatten(1).any(1) & mask
+            if masked:
+                gradient.masked_fill_(mask.view(-1, 1, 1, 1), 0)
+
+    @torch.no_grad()
+    def revived(self) -> int:
+        """Pruned filters whose weight has left zero."""
+        moved = (self._weights[n].flatten(1).any(1) & mask for n, mask in self._masks.items())
+        return sum(int(m.sum()) for m in moved)
+
+    def dead(self) -> int:
+        """Pruned filters that no gradient reached since `start_epoch`."""
+        return self.count - sum(int(alive.sum()) for alive in self._alive.values())
+
+    def after_epoch(self, epoch: int) -> dict[str, Any]:
+        """Select again and zero, as the schedule says. Returns what happened, for the history.
+
+        changed: whether any weight did, so that the accuracy must be measured again.
+        """
+        schedule, epochs = self.config.schedule, self.config.epochs
+        facts = {"churn": 0.0, "revived": self.revived(), "dead": self.dead()}
+        old = self._masks
+        rate = schedules.rate_after(schedule, epoch, epochs, self.config.rate)
+        if rate is not None:
+            self.choose(rate)
+            new = sum(int((mask & ~old[name]).sum()) for name, mask in self._masks.items())
+            facts["churn"] = new / self.count if self.count else 0.0
+        changed = self.revived() > 0
+        if changed and (rate is not None or schedules.masked(schedule, epoch, epochs)):
+            zero_(self.model, self.keep)
+        else:
+            changed = False
+        settling = schedules.settled(schedule, epoch + 1, epochs)
+        if rate is not None and (schedule.reset_momentum or settling):
+            self._clear_momentum()
+        return {"pruned": self.count, **facts, "changed": changed}
+
+    @torch.no_grad()
+    def _clear_momentum(self) -> None:
+        for name, mask in self._masks.items():
+            buffer = self.optimizer.state[self._weights[name]].get("momentum_buffer")
+            if buffer is not None:
+                buffer[mask] = 0

@@ -1,0 +1,187 @@
+"""What one run has to say: its lines while it runs, report.json, report.md, the closing table.
+
+No torch: a run that is done is printed at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from fpgm.run import SCHEMA
+
+if TYPE_CHECKING:
+    from fpgm.counting import Cost
+
+COSTLY_ZEROING = 5.0  # points of accuracy
+
+
+def epoch_line(row: Mapping[str, Any], epochs: int) -> str:
+    """One epoch of the history, for the screen."""
+    width = len(str(epochs))
+    return (
+        f"epoch {row['epoch']:{width}}/{epochs}  loss {row['train_loss']:.4f}  "
+        f"accuracy {row['accuracy_before']:.2f} -> {row['accuracy_after']:.2f} % zeroed  "
+        f"churn {row['churn']:.3f}  revived {row['revived']}  dead {row['dead']} of "
+        f"{row['pruned']}  {row['seconds']:.1f} s"
+    )
+
+
+def report(
+    config: Mapping[str, Any],
+    environment: Mapping[str, Any],
+    history: Sequence[Mapping[str, Any]],
+    costs: tuple[Cost, Cost],
+    sizes: tuple[int, int],
+    paper_macs: float | None,
+    accuracies: tuple[float, float],
+    equivalence: Mapping[str, float],
+    kept_full: Mapping[str, str],
+    train_images: int,
+) -> dict[str, Any]:
+    """report.json. Pairs are (full width, compact); accuracies and reductions in percent."""
+    dense, small = costs
+    kept = {layer.name: layer for layer in small.layers}
+    best = max(history, key=lambda row: row["accuracy_after"])
+    train_s = sum(row["train_s"] for row in history)
+    return {
+        "schema": SCHEMA,
+        "status": "done",
+        "config": config,
+        "environment": environment,
+        "dense": {"macs": dense.macs, "params": dense.params, "bytes": sizes[0]},
+        "compact": {
+            "macs": small.macs,
+            "macs_per_batch": small.macs_per_batch,
+            "params": small.params,
+            "bytes": sizes[1],
+        },
+        "reduction": {
+            "macs": 100 * (1 - small.macs / dense.macs),
+            "params": 100 * (1 - small.params / dense.params),
+            "paper_macs": paper_macs,
+        },
+        "accuracy": {
+            "dense": history[-1]["accuracy_before"],
+            "zeroed_last": accuracies[0],
+            "compact_last": accuracies[1],
+            "best": {
+                "zeroed": best["accuracy_after"],
+                "epoch": best["epoch"],
+                "chosen_on": "test",
+            },
+        },
+        "equivalence": equivalence,
+        "pruning": {
+            "pruned_filters": history[-1]["pruned"],
+            "churn": [row["churn"] for row in history],
+            "revived": [row["revived"] for row in history],
+            "dead_filters": history[-1]["dead"],
+            "kept_full": kept_full,
+        },
+        "layers": [
+            {
+                "name": layer.name,
+                "filters": layer.filters,
+                "kept": kept[layer.name].filters,
+                "macs_dense": layer.macs,
+                "macs_compact": kept[layer.name].macs,
+            }
+            for layer in dense.layers
+        ],
+        "warnings": list(_warnings(history, accuracies[0])),
+        "timing": {
+            "train_s": train_s,
+            "prune_s": sum(row["prune_s"] for row in history),
+            "eval_s": sum(row["eval_s"] for row in history),
+            "images_per_s": train_images * len(history) / train_s,
+        },
+    }
+
+
+def _warnings(history: Sequence[Mapping[str, Any]], zeroed: float) -> list[str]:
+    before = history[-1]["accuracy_before"]
+    if before - zeroed <= COSTLY_ZEROING:
+        return []
+    return [
+        f"the last zeroing cost {before - zeroed:.1f} points ({before:.2f} -> {zeroed:.2f} %): "
+        f"{history[-1]['revived']} of {history[-1]['pruned']} pruned filters had grown back; "
+        "schedule=frozen holds them at zero, schedule.settle=0.6 does so for the last epochs"
+    ]
+
+
+def table(report: Mapping[str, Any], directory: str) -> str:
+    """The closing table."""
+    dense, small, cut = report["dense"], report["compact"], report["reduction"]
+    accuracy, same = report["accuracy"], report["equivalence"]
+    rows = [
+        ("", "dense", "compact", "change"),
+        ("MACs", f"{dense['macs']:,}", f"{small['macs']:,}", f"{-cut['macs']:+.2f} %"),
+        ("parameters", f"{dense['params']:,}", f"{small['params']:,}", f"{-cut['params']:+.2f} %"),
+        (
+            "file, bytes",
+            f"{dense['bytes']:,}",
+            f"{small['bytes']:,}",
+            f"{100 * (small['bytes'] / dense['bytes'] - 1):+.2f} %",
+        ),
+    ]
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *(row[i].rjust(widths[i]) for i in (1, 2, 3))])
+        for row in rows
+    ]
+    if cut["paper_macs"] is not None:
+        lines.append(f"the papers' closed form for this rate: {-cut['paper_macs']:+.2f} % MACs")
+    lines += [
+        f"accuracy before the last zeroing {accuracy['dense']:.2f} %, "
+        f"zeroed {accuracy['zeroed_last']:.2f} %, compact {accuracy['compact_last']:.2f} %",
+        f"compact against zeroed on {same['images']} test images: largest difference "
+        f"{same['max_abs_diff']:.1e} of {same['max_abs_logit']:.1f}, "
+        f"same answer on {100 * same['agreement']:.2f} %",
+        f"the network: {directory}/compact.pt",
+    ]
+    return "\n".join(lines)
+
+
+def markdown(report: Mapping[str, Any], directory: str) -> str:
+    """report.md: the closing table, the layers and the epochs of one run."""
+    config, environment = report["config"], report["environment"]
+    lines = [
+        f"# {config['arch']} on {config['dataset']['name']}: {config['criterion']['name']}, "
+        f"{config['schedule']['name']}, rate {config['rate']}",
+        "",
+        "```",
+        table(report, directory),
+        "```",
+        "",
+        *(f"**Warning**: {warning}\n" for warning in report["warnings"]),
+        f"Measured on {environment['processor']} ({environment['device']}, "
+        f"{environment['threads']} threads, {environment['precision']}), torch "
+        f"{environment['torch']}: {report['timing']['images_per_s']:.0f} training images a second.",
+        f"Best epoch, chosen on the {report['accuracy']['best']['chosen_on']} images: "
+        f"{report['accuracy']['best']['zeroed']:.2f} % zeroed at epoch "
+        f"{report['accuracy']['best']['epoch']}.",
+        "",
+        "| layer | filters | kept | MACs dense | MACs compact |",
+        "|---|---:|---:|---:|---:|",
+        *(
+            f"| {layer['name']} | {layer['filters']} | {layer['kept']} | "
+            f"{layer['macs_dense']:,} | {layer['macs_compact']:,} |"
+            for layer in report["layers"]
+        ),
+        "",
+        "| epoch | churn | revived |",
+        "|---:|---:|---:|",
+        *(
+            f"| {epoch} | {churn:.3f} | {revived} |"
+            for epoch, (churn, revived) in enumerate(
+                zip(report["pruning"]["churn"], report["pruning"]["revived"], strict=True), 1
+            )
+        ),
+        "",
+    ]
+    if report["pruning"]["kept_full"]:
+        lines += ["Kept at full width:", ""]
+        lines += [f"- `{name}`: {why}" for name, why in report["pruning"]["kept_full"].items()]
+        lines.append("")
+    return "\n".join(lines)

@@ -1,0 +1,147 @@
+"""One run directory: claimed by one process, resumable, its result written last.
+
+No torch at import: a run that is done prints its report at once.
+"""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import io
+import json
+import logging
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import yaml
+
+from fpgm.atomic import write_text
+from fpgm.config import differences
+
+log = logging.getLogger("fpgm")
+
+SCHEMA = 1
+
+
+class RunError(RuntimeError):
+    """A run directory that cannot be used, with what to do about it."""
+
+
+class Run:
+    """Use as a context manager: the directory is claimed on entry and released on exit."""
+
+    def __init__(self, directory: Path, config: Mapping[str, Any]) -> None:
+        self.directory = directory
+        self.config = config
+        self._lock: int | None = None
+        self._handlers: list[logging.Handler] = []
+        self._board: Any = None
+
+    def __enter__(self) -> Run:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._claim()
+        try:
+            self._compare()
+            self._start_log()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._board is not None:
+            self._board.close()
+        for handler in self._handlers:
+            log.removeHandler(handler)
+            handler.close()
+        if self._lock is not None:
+            os.close(self._lock)  # and with it the lock; a killed process's goes the same way
+
+    @property
+    def report(self) -> dict[str, Any] | None:
+        """The result, None while the run is not done."""
+        path = self.directory / "report.json"
+        if not path.exists():
+            return None
+        report = json.loads(path.read_text())
+        if report["schema"] != SCHEMA:
+            raise RunError(
+                f"{path}: schema {report['schema']}, this fpgm reads {SCHEMA}; install the version "
+                "that wrote it or choose another directory with hydra.run.dir="
+            )
+        return dict(report)
+
+    def record(self, history: Sequence[Mapping[str, Any]]) -> None:
+        """Write all epochs to history.csv and the last of them to TensorBoard. Raises OSError."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=list(history[0]))
+        writer.writeheader()
+        writer.writerows(history)
+        write_text(self.directory / "history.csv", text.getvalue())
+        row = history[-1]
+        if self._board is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            # What a killed run had written of the epochs from here on does not count.
+            self._board = SummaryWriter(str(self.directory), purge_step=row["epoch"])
+        for key, value in row.items():
+            if key != "epoch" and value is not None:
+                self._board.add_scalar(key, value, row["epoch"])
+        self._board.flush()
+
+    def finish(self, report: Mapping[str, Any], markdown: str) -> None:
+        """Write the result; the presence of report.json means done. Raises OSError."""
+        write_text(self.directory / "report.md", markdown)
+        write_text(self.directory / "report.json", json.dumps(report, indent=2) + "\n")
+
+    def _claim(self) -> None:
+        self._lock = os.open(self.directory / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            owner = os.read(self._lock, 32).decode() or "another one"
+            os.close(self._lock)
+            self._lock = None
+            raise RunError(
+                f"{self.directory} is in use by process {owner}: wait for it, or choose another "
+                "directory with hydra.run.dir="
+            ) from error
+        os.ftruncate(self._lock, 0)
+        os.write(self._lock, str(os.getpid()).encode())
+
+    def _compare(self) -> None:
+        """Write config.yaml, or hold it against the one that is there."""
+        path = self.directory / "config.yaml"
+        if path.exists():
+            changed = differences(yaml.safe_load(path.read_text()), self.config)
+            if changed:
+                raise RunError(
+                    f"{self.directory} holds a run of another configuration ({'; '.join(changed)}):"
+                    " choose another directory with hydra.run.dir="
+                )
+        else:
+            write_text(path, yaml.safe_dump(dict(self.config), sort_keys=False))
+
+    def _start_log(self) -> None:
+        log.setLevel(logging.INFO)
+        log.propagate = False
+        screen = logging.StreamHandler(sys.stdout)
+        file = _LogFile(self.directory / "train.log")
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        self._handlers = [screen, file]
+        for handler in self._handlers:
+            log.addHandler(handler)
+
+
+class _LogFile(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """A full disk is reported where it stops the run, not once more for every line."""

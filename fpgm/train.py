@@ -1,0 +1,264 @@
+"""The main job: train an epoch, select, zero, evaluate, record; at the end compact and verify."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from tqdm import tqdm
+
+from fpgm import checkpoint, data, models, result
+from fpgm.compaction import compact, compare
+from fpgm.config import Config, Optimizer
+from fpgm.counting import cost, paper_reduction
+from fpgm.evaluation import accuracy, logits, recalibrate
+from fpgm.graph import trace
+from fpgm.machine import autocast, choose_device, choose_precision, environment
+from fpgm.pruning import Pruning
+from fpgm.run import Run
+from fpgm.schedules import masked
+from fpgm.selection import select
+
+log = logging.getLogger("fpgm")
+
+
+class TrainingError(RuntimeError):
+    """A run that cannot go on; what was written stays."""
+
+
+@dataclass
+class Job:
+    """What the loop works on. arch: the arguments of models.model that give this network."""
+
+    config: Config
+    directory: Path
+    images: data.Data
+    arch: dict[str, Any]
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    pruning: Pruning
+    precision: torch.dtype | None
+
+    @property
+    def device(self) -> torch.device:
+        return self.images.train_images.device
+
+
+def train(config: Config, run: Run) -> dict[str, Any]:
+    """Take a run from where it stands to its report.
+
+    Raises TrainingError, DataError, MachineError, CheckpointError, OSError; all that was written
+    until then stays, and the same call goes on from there.
+    """
+    job = prepare(config, run.directory)
+    log.info(opening_line(job))
+    history = resume(job)
+    for epoch in range(len(history), config.epochs):
+        row = one_epoch(job, epoch)
+        history.append(row)
+        state = {
+            "model": job.model.state_dict(),
+            "optimizer": job.optimizer.state_dict(),
+            "keep": job.pruning.keep,
+            "history": history,
+        }
+        checkpoint.save_epoch(run.directory, state)
+        run.record(history)
+        log.info(result.epoch_line(row, config.epochs))
+    report = conclude(job, history, dict(run.config))
+    for warning in report["warnings"]:
+        log.warning("warning: %s", warning)
+    run.finish(report, result.markdown(report, str(run.directory)))
+    return report
+
+
+def prepare(config: Config, directory: Path) -> Job:
+    """Data, network and optimizer as they are before the first epoch."""
+    device = choose_device(config.device)
+    images = data.load(config.dataset, device)
+    arch: dict[str, Any] = {
+        "name": config.arch,
+        "num_classes": len(images.classes),
+        "in_channels": images.image_shape[0],
+    }
+    torch.manual_seed(config.seed)
+    model = models.model(**arch)
+    if config.pretrained is not None:
+        checkpoint.load_weights(model, _pretrained_file(config.pretrained))
+    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    o = config.optimizer
+    optimizer = torch.optim.SGD(
+        model.parameters(), o.lr, o.momentum, weight_decay=o.weight_decay, nesterov=o.nesterov
+    )
+    precision = choose_precision(config.precision, device)
+    pruning = Pruning(model, optimizer, config)
+    return Job(config, directory, images, arch, model, optimizer, pruning, precision)
+
+
+def resume(job: Job) -> list[dict[str, Any]]:
+    """Put the job where its last checkpoint stands, or at the start. Returns the history."""
+    state, problem = checkpoint.restore_epoch(job.directory)
+    if problem:
+        log.warning("warning: %s", problem)
+    if state is None:
+        job.pruning.start()
+        return []
+    job.model.load_state_dict(state["model"])
+    job.optimizer.load_state_dict(state["optimizer"])
+    job.pruning.use(state["keep"])
+    history: list[dict[str, Any]] = state["history"]
+    log.info("resuming after epoch %d of %d", len(history), job.config.epochs)
+    return history
+
+
+def one_epoch(job: Job, epoch: int) -> dict[str, Any]:
+    """Train, select, zero, evaluate. Returns the epoch's row of the history (accuracies in %)."""
+    started = time.perf_counter()
+    lr = learning_rate(job.config.optimizer, epoch, job.config.epochs)
+    for group in job.optimizer.param_groups:
+        group["lr"] = lr
+    loss = train_epoch(job, epoch)
+    trained = time.perf_counter()
+    # The last epoch's figures go into the report: in float32, as the proof is.
+    precision = None if epoch == job.config.epochs - 1 else job.precision
+    before = accuracy(logits(job.model, job.images, precision), job.images.test_labels)
+    evaluated = time.perf_counter()
+    facts = job.pruning.after_epoch(epoch)
+    zeroed = time.perf_counter()
+    after = before
+    if facts.pop("changed"):
+        after = accuracy(logits(job.model, job.images, precision), job.images.test_labels)
+    ended = time.perf_counter()
+    return {
+        "epoch": epoch + 1,
+        "lr": lr,
+        "train_loss": loss,
+        "accuracy_before": before,
+        "accuracy_after": after,
+        **facts,
+        "seconds": ended - started,
+        "train_s": trained - started,
+        "prune_s": zeroed - evaluated,
+        "eval_s": evaluated - trained + ended - zeroed,
+    }
+
+
+def train_epoch(job: Job, epoch: int) -> float:
+    """One pass over the training images: the mean loss. Raises TrainingError if it is not finite."""
+    config, model, optimizer = job.config, job.model, job.optimizer
+    # Everything random in an epoch follows from the seed and its number, so that a resumed run
+    # goes on with the same bits without the state of any generator.
+    seed = config.seed * 100_003 + epoch
+    torch.manual_seed(seed)
+    crop, size = config.dataset, config.batch_size
+    batches = data.train_batches(job.images, size, crop.pad, crop.flip, seed)
+    steps = data.train_steps(job.images, size)
+    frozen = masked(config.schedule, epoch, config.epochs)
+    total = torch.zeros((), device=job.device, dtype=torch.float64)
+    job.pruning.start_epoch()
+    model.train()
+    bar = tqdm(batches, f"epoch {epoch + 1}/{config.epochs}", steps, leave=False, disable=None)
+    for step, (inputs, labels) in enumerate(bar, 1):
+        with autocast(job.device, job.precision):
+            loss = F.cross_entropy(model(inputs), labels)
+        # On a GPU reading the loss would make the host wait at every step: there it is read once.
+        if job.device.type == "cpu" and not math.isfinite(loss.item()):
+            raise _not_finite(job, epoch, f"step {step} of {steps}")
+        optimizer.zero_grad()
+        loss.backward()
+        job.pruning.after_backward(frozen)
+        optimizer.step()
+        total += loss.detach()
+    if not math.isfinite(total.item()):
+        raise _not_finite(job, epoch, "some step")
+    return total.item() / steps
+
+
+def learning_rate(optimizer: Optimizer, epoch: int, epochs: int) -> float:
+    """Steps at the milestones (shares of the epochs); a tenth during the warm-up."""
+    passed = sum(epoch + 1e-9 >= share * epochs for share in optimizer.milestones)
+    warming = epoch < optimizer.warmup_epochs
+    return optimizer.lr * optimizer.gamma**passed * (0.1 if warming else 1.0)
+
+
+def conclude(job: Job, history: list[dict[str, Any]], config: dict[str, Any]) -> dict[str, Any]:
+    """Compact, verify on all test images, save both networks. Returns the report."""
+    model, images, keep = job.model, job.images, job.pruning.keep
+    if job.config.schedule.recalibrate:
+        c = job.config
+        recalibrate(model, images, c.schedule.recalibrate, c.batch_size, c.seed)
+    small = compact(model, keep)
+    full, reduced = logits(model, images), logits(small, images)
+    shared = {"arch": job.arch, "keep": keep, "preprocessing": images.preprocessing()}
+    sizes = []
+    for name, network in (("zeroed.pt", model), ("compact.pt", small)):
+        weights = {key: value.cpu() for key, value in network.state_dict().items()}
+        checkpoint.write(job.directory / name, {**shared, "state_dict": weights})
+        sizes.append((job.directory / name).stat().st_size)
+    equivalence = compare(full, reduced)
+    limit = 1e-5 * equivalence["max_abs_logit"]
+    if not equivalence["max_abs_diff"] <= limit:
+        raise TrainingError(
+            f"the compact network differs from the zeroed one by {equivalence['max_abs_diff']:.3g},"
+            f" more than {limit:.3g}: no report; both networks are kept in {job.directory}"
+        )
+    graph = trace(model)
+    dense, compacted = cost(model, images.image_shape), cost(small, images.image_shape)
+    macs = {layer.name: layer.macs for layer in dense.layers}
+    return result.report(
+        config=config,
+        environment=environment(job.device, job.precision),
+        history=history,
+        costs=(dense, compacted),
+        sizes=(sizes[0], sizes[1]),
+        paper_macs=paper_reduction(graph, macs, job.config.rate),
+        accuracies=(accuracy(full, images.test_labels), accuracy(reduced, images.test_labels)),
+        equivalence=equivalence,
+        kept_full=graph.kept_full,
+        train_images=len(images.train_images),
+    )
+
+
+def opening_line(job: Job) -> str:
+    """What is about to happen, with the MACs that it will lead to."""
+    c, images = job.config, job.images
+    options = c.criterion.options()
+    keep = select(job.model, c.criterion.name, c.rate, job.pruning.layers, c.seed, **options)
+    dense = cost(job.model, images.image_shape).macs
+    small = cost(compact(job.model, keep), images.image_shape).macs
+    shape = "x".join(map(str, images.image_shape))
+    precision = "bf16" if job.precision is not None else "float32"
+    return (
+        f"{c.arch} on {c.dataset.name} ({len(images.train_images)} + {len(images.test_images)} "
+        f"images of {shape}, {len(images.classes)} classes), {c.criterion.name}, "
+        f"{c.schedule.name}, rate {c.rate}: {dense:,} MACs -> about {small:,} "
+        f"({100 * (small / dense - 1):+.1f} %), {c.epochs} epochs, {job.device.type} {precision}, "
+        f"in {job.directory}"
+    )
+
+
+def _pretrained_file(name: str) -> Path:
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "zeroed.pt").exists():
+            raise checkpoint.CheckpointError(
+                f"pretrained={name}: no zeroed.pt there, so that run is not done; finish it first"
+            )
+        return path / "zeroed.pt"
+    return path
+
+
+def _not_finite(job: Job, epoch: int, where: str) -> TrainingError:
+    lr = job.config.optimizer.lr
+    kept = f"epoch {epoch} is kept in {job.directory}" if epoch else "nothing was lost"
+    return TrainingError(
+        f"the loss is not finite at epoch {epoch + 1}, {where} (optimizer.lr={lr:g}): try "
+        f"optimizer.lr={lr / 10:g} in a new directory; {kept}"
+    )
