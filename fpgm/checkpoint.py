@@ -88,5 +88,21 @@ def load_weights(model: nn.Module, path: Path) -> None:
     model.load_state_dict(weights)
 
 
+def pretrained_file(name: str) -> Path:
+    """The checkpoint meant by pretrained=: a file, or what a finished run has left."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "zeroed.pt").exists():
+            raise CheckpointError(
+                f"pretrained={name}: no zeroed.pt there, so that run is not done; finish it first"
+            )
+        return path / "zeroed.pt"
+    if not path.exists():
+        raise CheckpointError(
+            f"pretrained={name}: no such file; give a run directory or a checkpoint"
+        )
+    return path
+
+
 def first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -5,6 +5,7 @@ Nothing heavy at import: help and shell completion must answer at once.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -15,7 +16,12 @@ from pathlib import Path
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    MissingConfigException,
+    OverrideParseException,
+)
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -42,16 +48,32 @@ def run_name(overrides: Sequence[str]) -> str:
 OmegaConf.register_new_resolver("run_name", lambda words: run_name(list(words)), replace=True)
 
 
+_failures: list[str] = []
+_with_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"  # before main() sets it for Hydra
+
+
 @hydra.main(config_path=str(CONFIGS), config_name="config", version_base="1.3")
 def job(words: DictConfig) -> None:
-    """One run: done already, or trained from where it stands."""
+    """One run. An error is printed and remembered, so that the other jobs of a sweep go on."""
+    directory = _output_directory()
+    try:
+        run_job(words, directory)
+    except Exception as error:
+        if _with_traceback:
+            raise
+        line = explain(error)
+        print(line, file=sys.stderr)
+        _failures.append(f"{directory}: {line}")
+        with contextlib.suppress(OSError):
+            directory.rmdir()  # Hydra made it; nothing was written into it yet
+
+
+def run_job(words: DictConfig, directory: Path) -> None:
+    """Print the result of a run that is done, or train it from where it stands."""
     from fpgm.result import table
     from fpgm.run import Run
 
     config = Config.of(OmegaConf.to_container(words, resolve=True))  # type: ignore[arg-type]
-    output = Path(HydraConfig.get().runtime.output_dir)
-    shown = Path(os.path.relpath(output))
-    directory = output if ".." in shown.parts else shown
     with Run(directory, config.as_dict()) as run:
         report = run.report
         if report is None:
@@ -65,18 +87,28 @@ def job(words: DictConfig) -> None:
 
 def main() -> None:
     """Entry point. Exit status: 0 done, 1 an error in one line, 130 interrupted."""
-    full = os.environ.get("HYDRA_FULL_ERROR")
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through to here
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra's own errors come through to here
     try:
         job()
     except KeyboardInterrupt:
         print("\ninterrupted: the same command goes on after the last epoch", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        if full == "1":
+        if _with_traceback:
             raise
         print(explain(error), file=sys.stderr)
         sys.exit(1)
+    if len(_failures) > 1:
+        print("failed:", *_failures, sep="\n  ", file=sys.stderr)
+    if _failures:
+        sys.exit(1)
+
+
+def _output_directory() -> Path:
+    """The run directory, relative to here where it lies below."""
+    output = Path(HydraConfig.get().runtime.output_dir)
+    relative = Path(os.path.relpath(output))
+    return output if ".." in relative.parts else relative
 
 
 def explain(error: Exception) -> str:
@@ -88,6 +120,8 @@ def explain(error: Exception) -> str:
     if isinstance(error, ConfigCompositionException):
         key = getattr(cause, "full_key", None) or _quoted(str(error))
         return f"{key}: no such key, {suggestion(key, _keys())}" if key else str(error)
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: not understood, write key=value, for example rate=0.4"
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}{_ADVICE.get(error.errno or 0, '')}"
     ours = type(error).__module__.startswith("fpgm.")

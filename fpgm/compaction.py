@@ -37,7 +37,7 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     """
     saved = read(Path(path), ("arch", "keep", "state_dict"))
     if model is None:
-        with torch.random.fork_rng():  # the initialisation is thrown away
+        with torch.random.fork_rng(devices=[]):  # the initialisation is thrown away
             model = build_model(**saved["arch"])
     rewriter = Rewriter(trace(model), saved["keep"])
     small = rewriter.run()

@@ -37,6 +37,12 @@ class Data:
         c, h, w = self.train_images.shape[1:]
         return c, h, w
 
+    def summary(self) -> str:
+        """How many images of what, in words."""
+        shape = "x".join(map(str, self.image_shape))
+        counts = f"{len(self.train_images)} + {len(self.test_images)} images of {shape}"
+        return f"{counts}, {len(self.classes)} classes"
+
     def preprocessing(self) -> dict[str, object]:
         """What a user of the network must know: channel means and deviations, size, classes."""
         return {

@@ -6,6 +6,7 @@ convolutions that feed it are kept whole and named.
 
 from __future__ import annotations
 
+import copy
 import operator
 from typing import Any
 
@@ -58,6 +59,25 @@ def out_of_place(node: fx.Node) -> tuple[Any, dict[str, Any]]:
         return str(node.target).rstrip("_"), dict(node.kwargs)
     target = operator.add if node.target is operator.iadd else node.target
     return target, {k: v for k, v in node.kwargs.items() if k != "inplace"}
+
+
+def pads_zeros(conv: nn.Conv2d) -> bool:
+    """Whether the kernel ever reaches into zeros around the image."""
+    padding = (0, 0) if conv.padding == "valid" else conv.padding
+    return conv.padding_mode == "zeros" and any(padding if isinstance(padding, tuple) else (1,))
+
+
+def apply(node: fx.Node, modules: dict[str, nn.Module], constants: torch.Tensor) -> torch.Tensor:
+    """An elementwise node's function, on other values."""
+    target: Any = node.target
+    if node.op == "call_module":
+        result = copy.deepcopy(modules[target]).double().eval()(constants)
+    elif node.op == "call_method":
+        result = getattr(constants, target)(*node.args[1:], **node.kwargs)
+    else:
+        result = target(constants, *node.args[1:], **node.kwargs)
+    assert isinstance(result, torch.Tensor)
+    return result
 
 
 def attribute(root: nn.Module, path: str) -> Any:

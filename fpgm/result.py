@@ -11,9 +11,20 @@ from typing import TYPE_CHECKING, Any
 from fpgm.run import SCHEMA
 
 if TYPE_CHECKING:
+    from fpgm.config import Config
     from fpgm.counting import Cost
 
 COSTLY_ZEROING = 5.0  # points of accuracy
+
+
+def opening_line(config: Config, images: str, macs: tuple[int, int], machine: str) -> str:
+    """What is about to happen, with the MACs (full width, compact) that it will lead to."""
+    dense, small = macs
+    return (
+        f"{config.arch} on {config.dataset.name} ({images}), {config.criterion.name}, "
+        f"{config.schedule.name}, rate {config.rate}: {dense:,} MACs -> about {small:,} "
+        f"({100 * (small / dense - 1):+.1f} %), epochs {config.epochs}, {machine}"
+    )
 
 
 def epoch_line(row: Mapping[str, Any], epochs: int) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.nn.utils import skip_init
 
 from fpgm import operations as ops
 from fpgm.channels import Channels
@@ -73,17 +74,19 @@ class Rewriter:
         assert isinstance(old, nn.Conv2d)
         inputs = self._input(node, old.in_channels)
         keep = self.keep.get(name, torch.arange(old.out_channels)).to(old.weight.device)
-        bordered = not inputs.whole and _pads_zeros(old)
+        bordered = not inputs.whole and ops.pads_zeros(old)
         folded = not inputs.whole and not bordered
         options: dict[str, Any] = {k: getattr(old, k) for k in ("stride", "padding", "dilation")}
-        new = (BorderConv2d if bordered else nn.Conv2d)(
+        options |= {"device": old.weight.device, "dtype": old.weight.dtype}
+        new = skip_init(
+            BorderConv2d if bordered else nn.Conv2d,
             len(inputs.live),
             len(keep),
-            kernel_size=old.kernel_size,  # type: ignore[arg-type]
+            kernel_size=old.kernel_size,
             bias=old.bias is not None or folded,
             padding_mode=old.padding_mode,
             **options,
-        ).to(old.weight)
+        )
         new.weight.copy_(old.weight[keep][:, inputs.live])
         bias = torch.zeros_like(old.weight[:, 0, 0, 0]) if old.bias is None else old.bias
         kernel = (old.weight[keep].double() * inputs.constant[:, None, None]).sum(1, keepdim=True)
@@ -121,8 +124,9 @@ class Rewriter:
         if inputs.whole:
             self._copy(node)
             return
-        new = nn.Linear(len(inputs.live), old.out_features, device=old.weight.device)
-        new.to(old.weight.dtype).weight.copy_(old.weight[:, inputs.live])
+        options: dict[str, Any] = {"device": old.weight.device, "dtype": old.weight.dtype}
+        new = skip_init(nn.Linear, len(inputs.live), old.out_features, **options)
+        new.weight.copy_(old.weight[:, inputs.live])
         new.bias.copy_(
             old.weight.double() @ inputs.constant + (0 if old.bias is None else old.bias)
         )
@@ -169,7 +173,7 @@ class Rewriter:
 
     def _elementwise(self, node: fx.Node) -> Channels | None:
         channels = self._copied(node)
-        return channels and channels.map(lambda c: _apply(node, self.old, c))
+        return channels and channels.map(lambda c: ops.apply(node, self.old, c))
 
     def _copied(self, node: fx.Node) -> Channels | None:
         self._copy(node)
@@ -227,24 +231,6 @@ class Rewriter:
         elif ops.inplace(node, self.old):
             new.target, new.kwargs = ops.out_of_place(node)
         self._node[node] = new
-
-
-def _pads_zeros(conv: nn.Conv2d) -> bool:
-    padding = (0, 0) if conv.padding == "valid" else conv.padding
-    return conv.padding_mode == "zeros" and any(padding if isinstance(padding, tuple) else (1,))
-
-
-def _apply(node: fx.Node, modules: Mapping[str, nn.Module], constants: Tensor) -> Tensor:
-    """An elementwise node's function, on other values."""
-    target: Any = node.target
-    if node.op == "call_module":
-        result = copy.deepcopy(modules[target]).double().eval()(constants)
-    elif node.op == "call_method":
-        result = getattr(constants, target)(*node.args[1:], **node.kwargs)
-    else:
-        result = target(constants, *node.args[1:], **node.kwargs)
-    assert isinstance(result, Tensor)
-    return result
 
 
 def _checked(

@@ -1,4 +1,4 @@
-"""When to prune, how hard, and whether pruned filters may move.
+"""When to prune, how hard, whether pruned filters may move; and the learning rate.
 
 frozen      the published FPGM code: zeroed before the first epoch, selected and zeroed again after
             every epoch, and the gradients of pruned filters masked (default)
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 
-from fpgm.config import Schedule
+from fpgm.config import Optimizer, Schedule
 
 
 def rate_before(schedule: Schedule, rate: float) -> float | None:
@@ -55,3 +55,10 @@ def asymptotic(t: float, last: float, rate: float) -> float:
         x = 0.25 + 0.75 * x**8
     decay = -8 * math.log(x)
     return rate * (1 - math.exp(-decay * t / last)) / (1 - math.exp(-decay))
+
+
+def learning_rate(optimizer: Optimizer, epoch: int, epochs: int) -> float:
+    """Steps at the milestones (shares of the epochs); a tenth during the warm-up."""
+    passed = sum(epoch + 1e-9 >= share * epochs for share in optimizer.milestones)
+    warming = epoch < optimizer.warmup_epochs
+    return optimizer.lr * optimizer.gamma**passed * (0.1 if warming else 1.0)

@@ -16,14 +16,14 @@ from tqdm import tqdm
 
 from fpgm import checkpoint, data, models, result
 from fpgm.compaction import compact, compare
-from fpgm.config import Config, Optimizer
+from fpgm.config import Config
 from fpgm.counting import cost, paper_reduction
 from fpgm.evaluation import accuracy, logits, recalibrate
 from fpgm.graph import trace
 from fpgm.machine import autocast, choose_device, choose_precision, environment
 from fpgm.pruning import Pruning
 from fpgm.run import Run
-from fpgm.schedules import masked
+from fpgm.schedules import learning_rate, masked
 from fpgm.selection import select
 
 log = logging.getLogger("fpgm")
@@ -58,7 +58,13 @@ def train(config: Config, run: Run) -> dict[str, Any]:
     until then stays, and the same call goes on from there.
     """
     job = prepare(config, run.directory)
-    log.info(opening_line(job))
+    precision = "bf16" if job.precision is not None else "float32"
+    log.info(
+        result.opening_line(
+            config, job.images.summary(), expected_macs(job), f"{job.device.type} {precision}"
+        )
+    )
+    log.info("writing to %s", run.directory)
     history = resume(job)
     for epoch in range(len(history), config.epochs):
         row = one_epoch(job, epoch)
@@ -91,7 +97,7 @@ def prepare(config: Config, directory: Path) -> Job:
     torch.manual_seed(config.seed)
     model = models.model(**arch)
     if config.pretrained is not None:
-        checkpoint.load_weights(model, _pretrained_file(config.pretrained))
+        checkpoint.load_weights(model, checkpoint.pretrained_file(config.pretrained))
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     o = config.optimizer
     optimizer = torch.optim.SGD(
@@ -151,7 +157,7 @@ def one_epoch(job: Job, epoch: int) -> dict[str, Any]:
 
 
 def train_epoch(job: Job, epoch: int) -> float:
-    """One pass over the training images: the mean loss. Raises TrainingError if it is not finite."""
+    """One pass over the training images. Returns the mean loss; TrainingError if not finite."""
     config, model, optimizer = job.config, job.model, job.optimizer
     # Everything random in an epoch follows from the seed and its number, so that a resumed run
     # goes on with the same bits without the state of any generator.
@@ -179,13 +185,6 @@ def train_epoch(job: Job, epoch: int) -> float:
     if not math.isfinite(total.item()):
         raise _not_finite(job, epoch, "some step")
     return total.item() / steps
-
-
-def learning_rate(optimizer: Optimizer, epoch: int, epochs: int) -> float:
-    """Steps at the milestones (shares of the epochs); a tenth during the warm-up."""
-    passed = sum(epoch + 1e-9 >= share * epochs for share in optimizer.milestones)
-    warming = epoch < optimizer.warmup_epochs
-    return optimizer.lr * optimizer.gamma**passed * (0.1 if warming else 1.0)
 
 
 def conclude(job: Job, history: list[dict[str, Any]], config: dict[str, Any]) -> dict[str, Any]:
@@ -226,33 +225,12 @@ def conclude(job: Job, history: list[dict[str, Any]], config: dict[str, Any]) ->
     )
 
 
-def opening_line(job: Job) -> str:
-    """What is about to happen, with the MACs that it will lead to."""
-    c, images = job.config, job.images
+def expected_macs(job: Job) -> tuple[int, int]:
+    """MACs of the network at full width and compacted as the weights stand now."""
+    c, shape = job.config, job.images.image_shape
     options = c.criterion.options()
     keep = select(job.model, c.criterion.name, c.rate, job.pruning.layers, c.seed, **options)
-    dense = cost(job.model, images.image_shape).macs
-    small = cost(compact(job.model, keep), images.image_shape).macs
-    shape = "x".join(map(str, images.image_shape))
-    precision = "bf16" if job.precision is not None else "float32"
-    return (
-        f"{c.arch} on {c.dataset.name} ({len(images.train_images)} + {len(images.test_images)} "
-        f"images of {shape}, {len(images.classes)} classes), {c.criterion.name}, "
-        f"{c.schedule.name}, rate {c.rate}: {dense:,} MACs -> about {small:,} "
-        f"({100 * (small / dense - 1):+.1f} %), {c.epochs} epochs, {job.device.type} {precision}, "
-        f"in {job.directory}"
-    )
-
-
-def _pretrained_file(name: str) -> Path:
-    path = Path(name).expanduser()
-    if path.is_dir():
-        if not (path / "zeroed.pt").exists():
-            raise checkpoint.CheckpointError(
-                f"pretrained={name}: no zeroed.pt there, so that run is not done; finish it first"
-            )
-        return path / "zeroed.pt"
-    return path
+    return cost(job.model, shape).macs, cost(compact(job.model, keep), shape).macs
 
 
 def _not_finite(job: Job, epoch: int, where: str) -> TrainingError:

@@ -1,0 +1,105 @@
+"""Networks for tests: BatchNorms drawn at random, filters zeroed at random."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import fpgm
+
+
+def randomised(model: nn.Module, seed: int, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """Every BatchNorm's weight, bias, mean and variance drawn at random: nothing is 0 or 1."""
+    g = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
+            shape = module.running_mean.shape
+            module.weight.data = torch.randn(shape, generator=g)
+            module.bias.data = torch.randn(shape, generator=g)
+            module.running_mean = torch.randn(shape, generator=g)
+            module.running_var = 0.1 + 2 * torch.rand(shape, generator=g)
+    return model.to(dtype).eval()
+
+
+def random_keep(model: nn.Module, rate: float, seed: int) -> dict[str, Tensor]:
+    """Each prunable convolution loses floor(N * rate) filters, but never all, at random."""
+    return fpgm.select(model, "random", rate, seed=seed)
+
+
+def zeroed(seed: int, rate: float, model: nn.Module, dtype: torch.dtype = torch.float32):
+    """A randomised network with random filters zeroed, and what was kept."""
+    model = randomised(model, seed, dtype)
+    keep = random_keep(model, rate, seed)
+    fpgm.zero_(model, keep)
+    return model, keep
+
+
+class Odd(nn.Module):
+    """What ResNets do not have: cat, biases, paddings of all kinds, f(0) != 0, long flatten."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 10, 3, padding=1)
+        self.b = nn.Conv2d(3, 6, 5, padding="same")
+        self.norm = nn.BatchNorm2d(16)
+        self.reflect = nn.Conv2d(16, 12, 3, padding=1, padding_mode="reflect")
+        self.valid = nn.Conv2d(12, 14, 3, bias=False)
+        self.dilated = nn.Conv2d(14, 9, 3, stride=2, padding=(2, 1), dilation=2)
+        self.act = nn.PReLU(init=0.3)
+        self.point = nn.Conv2d(9, 11, 1, padding=1, bias=False)
+        self.last = nn.BatchNorm1d(11 * 9)
+        self.fc = nn.Linear(11 * 9, 7, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat((self.a(x), torch.sigmoid(self.b(x))), 1)
+        x = F.max_pool2d(F.gelu(self.norm(x)), 3, 2, 1)
+        x = F.avg_pool2d(F.silu(self.reflect(x)) + 0.25, 2, ceil_mode=True)
+        x = self.act(self.dilated(F.hardswish(self.valid(x), inplace=True)))
+        x = F.adaptive_avg_pool2d(F.leaky_relu_(self.point(x), 0.2), 3)
+        return self.fc(self.last(x.view(x.size(0), -1)))
+
+
+class Overwrites(nn.Module):
+    """In-place operations whose argument is read again afterwards."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(8)
+        self.relu = nn.ReLU(inplace=True)
+        self.up = nn.Conv2d(8, 8, 3, padding=1)
+        self.down = nn.Conv2d(8, 8, 3, padding=1)
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.stem(x))
+        self.relu(x)  # x itself is rectified from here on
+        y = self.up(x)
+        y += x
+        z = self.down(y)
+        z += y
+        y.relu_()
+        z = z + y
+        return self.fc(z.mean((2, 3)))
+
+
+class Mysterious(nn.Module):
+    """Channels go where pruning does not understand them, twice through one weight, and out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.free = nn.Conv2d(3, 8, 3, padding=1)
+        self.shuffled = nn.Conv2d(8, 8, 3, padding=1)
+        self.twice = nn.Conv2d(8, 8, 3, padding=1)
+        self.depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.fed = nn.Conv2d(8, 8, 1)
+        self.head = nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.shuffled(F.relu(self.free(x)))
+        x = x.softmax(1)
+        x = self.twice(self.twice(x))
+        x = self.depthwise(self.fed(x))
+        return self.head(x).mean((2, 3))
+

@@ -1,0 +1,192 @@
+"""The promise of the product: the compact network computes the same function."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from networks import Mysterious, Odd, Overwrites, random_keep, randomised, zeroed
+from torch import nn
+
+import fpgm
+from fpgm import checkpoint
+from fpgm.compaction import compact, equivalence, load
+from fpgm.graph import GraphError, trace
+from fpgm.layers import BorderConv2d, Expand
+
+LIMIT = {torch.float32: 1e-5, torch.float64: 1e-12}
+SIZES = {"vgg16": (37, 41), "resnet18": (61, 75), "resnet50": (61, 75)}
+
+
+def images(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def error(full: nn.Module, small: nn.Module, x: torch.Tensor) -> float:
+    found = equivalence(full, small, x)
+    return found["max_abs_diff"] / found["max_abs_logit"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("rate", [0.1, 0.4, 0.9])
+@pytest.mark.parametrize(
+    "arch", ["resnet20", "resnet56", "resnet110", "vgg16", "resnet18", "resnet50"]
+)
+def test_compact_network_computes_the_same_function(
+    arch: str, rate: float, dtype: torch.dtype
+) -> None:
+    model, keep = zeroed(int(10 * rate), rate, fpgm.model(arch), dtype)
+    small = compact(model, keep)
+    x = images(1, 3, 3, *SIZES.get(arch, (33, 39)), dtype=dtype)
+    assert error(model, small, x) <= LIMIT[dtype]
+    widths = {
+        name: m.out_channels for name, m in small.named_modules() if hasattr(m, "out_channels")
+    }
+    assert all(widths[name] == len(kept) for name, kept in keep.items())
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    rate=st.floats(0.1, 0.9),
+    height=st.integers(5, 40),
+    width=st.integers(5, 40),
+    batch=st.integers(1, 3),
+)
+@settings(deadline=None, max_examples=15)
+def test_compact_network_keeps_border_pixels_right_at_any_size(
+    seed: int, rate: float, height: int, width: int, batch: int
+) -> None:
+    model, keep = zeroed(seed, rate, fpgm.model("resnet20"), torch.float64)
+    x = images(seed, batch, 3, height, width, dtype=torch.float64)
+    assert error(model, compact(model, keep), x) <= 1e-12
+
+
+@given(seed=st.integers(0, 10_000), rate=st.floats(0.1, 0.8))
+@settings(deadline=None, max_examples=20)
+@pytest.mark.parametrize("network", [Odd, Overwrites])
+def test_compaction_is_exact_beyond_residual_networks(network, seed: int, rate: float) -> None:
+    torch.manual_seed(seed)
+    model, keep = zeroed(seed, rate, network(), torch.float64)
+    x = images(seed, 2, 3, 47, 52, dtype=torch.float64)
+    assert error(copy.deepcopy(model), compact(model, keep), x) <= 1e-12
+
+
+def test_the_naive_ways_are_wrong_where_ours_is_right() -> None:
+    model, keep = zeroed(0, 0.4, fpgm.model("resnet20"), torch.float64)
+    x = images(0, 8, 3, 32, 32, dtype=torch.float64)
+    small = compact(model, keep)
+    dropped, folded = copy.deepcopy(small), copy.deepcopy(small)
+    for network in (dropped, folded):
+        for module in network.modules():
+            if isinstance(module, BorderConv2d) and module.border is not None:
+                if network is folded:
+                    module.bias = nn.Parameter(module.border.sum((1, 2, 3)))
+                module.border = None
+            elif isinstance(module, Expand) and network is dropped:
+                module.constant = None
+    assert error(model, small, x) <= 1e-12
+    assert error(model, dropped, x) > 1e-3
+    assert error(model, folded, x) > 1e-3
+
+
+def test_unpruned_channels_of_an_option_a_shortcut_are_not_computed() -> None:
+    model = randomised(fpgm.model("resnet20"), 0)
+    keep = random_keep(model, 0.4, 0)
+    # Nobody in stage 2 writes channels 16..31 but these two layers' survivors.
+    keep["layer2.0.conv2"] = torch.arange(16)
+    keep["layer2.1.conv2"] = torch.arange(16)
+    keep["layer2.2.conv2"] = torch.arange(15, 18)
+    fpgm.zero_(model, keep)
+    small = compact(model, keep)
+    assert small.get_submodule("layer3.0.conv1").in_channels == 18
+    assert error(model, small, images(0, 2, 3, 32, 32)) <= 1e-5
+
+
+def test_nothing_is_added_where_all_constants_are_zero() -> None:
+    model = fpgm.model("resnet20").eval()  # BatchNorm at its start: a zero filter gives zero
+    small = compact(model, fpgm.select(model, "gm", 0.4))
+    assert not any(n.endswith((".border", ".constant")) for n, _ in small.named_buffers())
+
+
+def test_compact_leaves_the_network_as_it_was() -> None:
+    model, keep = zeroed(0, 0.5, fpgm.model("resnet20"))
+    model.train()
+    before = copy.deepcopy(model.state_dict())
+    small = compact(model, keep)
+    assert model.training
+    assert not small.training
+    for parameter in small.parameters():
+        parameter.data.zero_()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_what_is_not_understood_is_kept_and_named() -> None:
+    graph = trace(Mysterious())
+    assert graph.prunable == ("free",)
+    assert "softmax" in graph.kept_full["shuffled"]
+    assert "depthwise" in graph.kept_full["fed"]
+    assert graph.kept_full["twice"] == "its weight is used twice"
+    assert graph.kept_full["depthwise"] == "a grouped convolution"
+    assert graph.kept_full["head"] == "its filters are outputs of the network"
+    model, keep = zeroed(0, 0.5, Mysterious(), torch.float64)
+    x = images(0, 2, 3, 9, 9, dtype=torch.float64)
+    assert error(model, compact(model, keep), x) <= 1e-12
+
+
+def test_even_what_should_be_kept_whole_is_exact_if_the_user_insists() -> None:
+    model = randomised(Mysterious(), 0, torch.float64)
+    keep = {name: torch.tensor([1, 3]) for name in ("free", "shuffled", "fed", "head")}
+    fpgm.zero_(model, keep)
+    x = images(0, 2, 3, 9, 9, dtype=torch.float64)
+    assert error(model, compact(model, keep), x) <= 1e-12
+
+
+@pytest.mark.parametrize(
+    ("keep", "message"),
+    [
+        ({"conv9": torch.tensor([0])}, "no such convolution"),
+        ({"conv1": torch.tensor([], dtype=torch.long)}, "at least one filter"),
+        ({"conv1": torch.tensor([16])}, "outside 0..15"),
+    ],
+)
+def test_keep_that_cannot_be_followed_is_refused(keep, message: str) -> None:
+    with pytest.raises(GraphError, match=message):
+        compact(fpgm.model("resnet20"), keep)
+
+
+def test_grouped_convolution_is_refused_with_the_reason() -> None:
+    with pytest.raises(GraphError, match="a grouped convolution"):
+        compact(Mysterious(), {"depthwise": torch.tensor([0, 1])})
+
+
+def test_network_with_control_flow_says_that_it_cannot_be_traced() -> None:
+    class Branches(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x if x.sum() > 0 else -x
+
+    with pytest.raises(GraphError, match="Branches cannot be traced"):
+        compact(Branches(), {})
+
+
+@pytest.mark.parametrize("randomise", [True, False], ids=["constants", "no constants"])
+def test_saved_compact_network_loads_as_the_same_function(tmp_path: Path, randomise: bool) -> None:
+    model = fpgm.model("resnet20", num_classes=7, in_channels=1).eval()
+    if randomise:
+        randomised(model, 3)
+    keep = random_keep(model, 0.4, 3)
+    fpgm.zero_(model, keep)
+    small = compact(model, keep)
+    arch = {"name": "resnet20", "num_classes": 7, "in_channels": 1}
+    content = {"arch": arch, "keep": keep, "state_dict": small.state_dict()}
+    checkpoint.write(tmp_path / "compact.pt", content)
+    torch.load(tmp_path / "compact.pt", weights_only=True)
+    state = torch.random.get_rng_state()
+    loaded = load(tmp_path / "compact.pt")
+    assert torch.equal(state, torch.random.get_rng_state())
+    x = images(0, 2, 1, 20, 20)
+    assert torch.equal(loaded(x), small(x))
+    assert not loaded.training
