@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import re
 import sys
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,11 +40,25 @@ def run_name(overrides: Sequence[str]) -> str:
     Paths are shortened to their last part, and what is left that a file system minds becomes _.
     """
     parts = []
-    for override in sorted(overrides):
+    for override in overrides:
         key, _, value = override.partition("=")
+        value = value.strip("'\"")
         value = Path(value).name if "/" in value else value
         parts.append(re.sub(r"[^\w.,=+\-\[\]]", "_", f"{key.lstrip('+')}={value}"))
-    return ",".join(parts) or "default"
+    name = ",".join(sorted(parts)) or "default"
+    # File systems end at 255 bytes.
+    return name if len(name) <= 200 else f"{name[:190]},{zlib.crc32(name.encode()):08x}"
+
+
+def quoted(word: str) -> str:
+    """A path such as outputs/criterion=gm,rate=0.4 put in quotes, as Hydra's grammar wants it.
+
+    A list of paths to sweep over stays one, if the whole of it is not itself a path.
+    """
+    key, _, value = word.partition("=")
+    odd = re.search(r"[=~ ]", value) or Path(value).exists()
+    plain = key in ("pretrained", "dataset.root", "hydra.run.dir") and not re.match("['\"]", value)
+    return f"{key}='{value}'" if plain and value and odd else word
 
 
 OmegaConf.register_new_resolver("run_name", lambda words: run_name(list(words)), replace=True)
@@ -79,14 +95,14 @@ def run_job(words: DictConfig, directory: Path) -> None:
         if report is None:
             from fpgm.train import train
 
-            report = train(config, run)
+            logging.getLogger("fpgm").info(table(train(config, run), str(directory)))
         else:
-            print(f"{directory} is done already")
-        print(table(report, str(directory)))
+            print(f"{directory} is done already", table(report, str(directory)), sep="\n")
 
 
 def main() -> None:
     """Entry point. Exit status: 0 done, 1 an error in one line, 130 interrupted."""
+    sys.argv[1:] = map(quoted, sys.argv[1:])
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra's own errors come through to here
     try:
         job()

@@ -77,7 +77,8 @@ def geometric_median(points: Tensor, iterations: int = 1000, tolerance: float = 
     """
     start: Tensor = points[_summed(points, euclidean).argmin()]
     distance = _norms(points - start)
-    away = distance > 0
+    scale = distance.mean()
+    away = distance > tolerance * scale  # nearer ones are the same point: the pull hides them
     if not away.any():
         return start
     weights = 1 / distance[away]
@@ -86,7 +87,6 @@ def geometric_median(points: Tensor, iterations: int = 1000, tolerance: float = 
     if pull.norm() <= multiplicity:
         return start
     median: Tensor = start + pull / weights.sum() * (1 - multiplicity / pull.norm())
-    scale = distance.mean()
     for _ in range(iterations):
         weights = 1 / _norms(points - median)
         new = (points * weights[:, None]).sum(0) / weights.sum()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from fpgm.operations import (
     ADD,
@@ -40,6 +40,23 @@ class ChannelGraph:
     def convolutions(self) -> Iterator[tuple[fx.Node, str]]:
         """Every convolution's node and qualified name, in the order of execution."""
         return ((n, str(n.target)) for n, kind in self.kinds.items() if kind == CONV)
+
+    def checked(self, keep: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """`keep` with every index sorted. Raises GraphError for what cannot be kept."""
+        filters = {name: self.module.get_submodule(name) for _, name in self.convolutions()}
+        checked = {}
+        for name, kept in keep.items():
+            if name not in filters:
+                reason = self.kept_full.get(name, "no such convolution")
+                raise GraphError(f"keep[{name!r}]: {reason}")
+            kept = kept.unique()
+            width = int(getattr(filters[name], "out_channels"))  # noqa: B009
+            if len(kept) == 0:
+                raise GraphError(f"keep[{name!r}] is empty: a layer needs at least one filter")
+            if kept[0] < 0 or kept[-1] >= width:
+                raise GraphError(f"keep[{name!r}] has indices outside 0..{width - 1}")
+            checked[name] = kept
+        return checked
 
     def writer(self, node: fx.Node) -> fx.Node:
         """The nearest node above that decides about channels: a convolution, add, cat, ..."""

@@ -21,7 +21,7 @@ from torch.nn.utils import skip_init
 
 from fpgm import operations as ops
 from fpgm.channels import Channels
-from fpgm.graph import ChannelGraph, GraphError
+from fpgm.graph import ChannelGraph
 from fpgm.layers import BorderConv2d, Expand
 
 Keep = Mapping[str, Tensor]
@@ -37,7 +37,7 @@ class Rewriter:
     def __init__(self, graph: ChannelGraph, keep: Keep) -> None:
         self.graph = graph
         self.old: dict[str, nn.Module] = dict(graph.module.named_modules())
-        self.keep = _checked(keep, graph, self.old)
+        self.keep = graph.checked(keep)
         self.foldings: list[tuple[str, str]] = []
         self._new = fx.Graph()
         self._parts: dict[str, Any] = {}  # modules and tensors of the new network
@@ -231,22 +231,3 @@ class Rewriter:
         elif ops.inplace(node, self.old):
             new.target, new.kwargs = ops.out_of_place(node)
         self._node[node] = new
-
-
-def _checked(
-    keep: Keep, graph: ChannelGraph, modules: Mapping[str, nn.Module]
-) -> dict[str, Tensor]:
-    """`keep` with every index sorted. Raises GraphError for what cannot be kept."""
-    convolutions = {name for _, name in graph.convolutions()}
-    checked = {}
-    for name, kept in keep.items():
-        if name not in convolutions:
-            raise GraphError(f"keep[{name!r}]: {graph.kept_full.get(name, 'no such convolution')}")
-        filters = getattr(modules[name], "out_channels")  # noqa: B009
-        kept = kept.unique()
-        if len(kept) == 0:
-            raise GraphError(f"keep[{name!r}] is empty: a layer needs at least one filter")
-        if kept[0] < 0 or kept[-1] >= filters:
-            raise GraphError(f"keep[{name!r}] has indices outside 0..{filters - 1}")
-        checked[name] = kept
-    return checked

@@ -102,4 +102,3 @@ class Mysterious(nn.Module):
         x = self.twice(self.twice(x))
         x = self.depthwise(self.fed(x))
         return self.head(x).mean((2, 3))
-

@@ -60,7 +60,10 @@ def test_closed_form_gives_the_published_reductions(arch: str, rate: str, publis
 
 
 def test_closed_form_has_the_known_digits_at_30_and_40_percent() -> None:
-    for rate, expected in ((0.3, (42.22, 41.51, 41.06, 40.78)), (0.4, (53.96, 53.16, 52.63, 52.31))):
+    for rate, expected in (
+        (0.3, (42.22, 41.51, 41.06, 40.78)),
+        (0.4, (53.96, 53.16, 52.63, 52.31)),
+    ):
         for arch, reduction in zip(DENSE, expected, strict=True):
             assert closed_form(arch, rate) == pytest.approx(reduction, abs=0.006)
 
@@ -102,7 +105,9 @@ def test_parameters_of_a_compact_network_include_its_constants() -> None:
     small = compact(model, keep)
     counters = sum(n.endswith("num_batches_tracked") for n in small.state_dict())
     running = sum(
-        v.numel() for n, v in small.state_dict().items() if n.endswith(("running_mean", "running_var"))
+        v.numel()
+        for n, v in small.state_dict().items()
+        if n.endswith(("running_mean", "running_var"))
     )
     everything = sum(v.numel() for v in small.state_dict().values())
     assert cost(small, CIFAR).params == everything - running - counters

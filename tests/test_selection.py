@@ -92,5 +92,7 @@ def test_all_convolutions_are_pruned_but_projection_shortcuts(
 ) -> None:
     graph = trace(fpgm.model(arch))
     assert len(graph.prunable) == prunable
-    assert all("downsample" in name and "projection" in why for name, why in graph.kept_full.items())
+    assert all(
+        "downsample" in name and "projection" in why for name, why in graph.kept_full.items()
+    )
     assert len(graph.kept_full) == projections

@@ -1,0 +1,350 @@
+"""The installed command, as a user runs it: on images, killed, interrupted, and given nonsense."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import sysconfig
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import fpgm
+
+FPGM_TRAIN = str(Path(sysconfig.get_path("scripts")) / "fpgm-train")
+DIGITS = ("dataset=digits", "criterion=gm", "rate=0.4")
+
+
+def start(where: Path, *words: str, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [FPGM_TRAIN, *words], cwd=where, text=True, env={**os.environ, **environment},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def run(where: Path, *words: str, **environment: str) -> tuple[int, str, str]:
+    process = start(where, *words, **environment)
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def report(directory: Path) -> dict:
+    return json.loads((directory / "report.json").read_text())
+
+
+def numbers(directory: Path) -> dict:
+    """A report without its timings."""
+    return {key: value for key, value in report(directory).items() if key != "timing"}
+
+
+def wait_for(condition, process: subprocess.Popen[str], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition() and process.poll() is None:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of the README's run on the digits."""
+    where = tmp_path_factory.mktemp("digits")
+    status, _, err = run(where, *DIGITS)
+    assert status == 0, err
+    return where / "outputs" / "criterion=gm,dataset=digits,rate=0.4"
+
+
+def test_main_job_on_digits_is_above_95_percent_within_a_minute_of_training(done: Path) -> None:
+    r = report(done)
+    assert r["status"] == "done"
+    assert r["accuracy"]["compact_last"] > 95
+    assert r["accuracy"]["compact_last"] == r["accuracy"]["zeroed_last"]
+    assert r["timing"]["train_s"] < 60
+    assert r["equivalence"]["images"] == 360
+    assert r["equivalence"]["agreement"] == 1
+    assert r["equivalence"]["max_abs_diff"] <= 1e-5 * r["equivalence"]["max_abs_logit"]
+    assert set(r["pruning"]["churn"]) == {0.0}
+    assert r["reduction"]["paper_macs"] == pytest.approx(54, abs=0.5)
+    assert r["compact"]["macs"] < 0.48 * r["dense"]["macs"]
+    assert r["compact"]["bytes"] == (done / "compact.pt").stat().st_size
+    assert sum(layer["macs_compact"] for layer in r["layers"]) == r["compact"]["macs"]
+    assert r["warnings"] == []
+
+
+def test_run_directory_holds_all_that_is_promised(done: Path) -> None:
+    names = {path.name for path in done.iterdir()}
+    promised = {"config.yaml", "train.log", "history.csv", "last.pt", "zeroed.pt", "compact.pt",
+                "report.json", "report.md"}  # fmt: skip
+    assert promised <= names
+    assert any(name.startswith("events.out.tfevents.") for name in names)
+    with (done / "history.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 20
+    for column in ("epoch", "lr", "train_loss", "accuracy_before", "accuracy_after", "churn",
+                   "revived", "dead", "seconds"):  # fmt: skip
+        assert rows[-1][column] != ""
+    for name in ("zeroed.pt", "compact.pt"):
+        content = torch.load(done / name, weights_only=True)
+        assert {"arch", "keep", "state_dict"} <= set(content)
+
+
+def test_compact_network_loads_in_a_few_words_and_is_as_good(done: Path) -> None:
+    from fpgm import data
+    from fpgm.config import Dataset
+
+    network = fpgm.load(done / "compact.pt")
+    digits = data.load(
+        Dataset(name="digits", root=None, image_size=None, pad=0, flip=False), torch.device("cpu")
+    )
+    images, labels = next(data.test_batches(digits, 360))
+    accuracy = 100 * (network(images).argmax(1) == labels).double().mean().item()
+    assert accuracy == report(done)["accuracy"]["compact_last"]
+    assert fpgm.cost(network, (1, 8, 8)).macs == report(done)["compact"]["macs"]
+
+
+def test_same_command_again_prints_the_result_at_once(done: Path) -> None:
+    before = (done / "report.json").stat().st_mtime_ns
+    began = time.monotonic()
+    status, out, _ = run(done.parent.parent, *reversed(DIGITS))
+    assert time.monotonic() - began < 2
+    assert status == 0
+    assert "is done already" in out
+    assert "compact.pt" in out
+    assert (done / "report.json").stat().st_mtime_ns == before
+
+
+def test_tensorboard_has_every_epoch_of_every_column(done: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(done)).Reload()
+    for tag in (
+        "accuracy_before",
+        "accuracy_after",
+        "train_loss",
+        "lr",
+        "churn",
+        "revived",
+        "dead",
+    ):
+        assert [event.step for event in events.Scalars(tag)] == list(range(1, 21))
+
+
+def test_killed_ten_times_it_ends_with_the_same_numbers(done: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "outputs" / done.name
+
+    def epochs() -> int:
+        history = directory / "history.csv"
+        return len(history.read_text().splitlines()) - 1 if history.exists() else 0
+
+    moments = random.Random(0)
+    for target in sorted(moments.sample(range(20), 10)):
+        process = start(tmp_path, *DIGITS)
+        wait_for(lambda target=target: epochs() >= target, process)
+        time.sleep(moments.uniform(0, 0.4))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+    status, out, err = run(tmp_path, *DIGITS)
+    assert status == 0, err
+    assert "resuming after epoch" in out
+    assert numbers(directory) == numbers(done)
+    with (directory / "history.csv").open() as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == [str(e) for e in range(1, 21)]
+
+
+def test_ctrl_c_stops_with_130_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    words = (*DIGITS, "epochs=8", "hydra.run.dir=r")
+    process = start(tmp_path, *words)
+    wait_for(lambda: (tmp_path / "r" / "last.pt").exists(), process)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "the same command goes on" in err
+    assert "Traceback" not in err
+    status, out, err = run(tmp_path, *words)
+    assert status == 0, err
+    assert "resuming after epoch" in out
+    assert report(tmp_path / "r")["accuracy"]["compact_last"] > 80
+
+
+def test_truncated_checkpoint_costs_one_epoch_and_is_said(tmp_path: Path) -> None:
+    words = (*DIGITS, "epochs=3", "hydra.run.dir=r")
+    assert run(tmp_path, *words)[0] == 0
+    expected = numbers(tmp_path / "r")
+    (tmp_path / "r" / "report.json").unlink()
+    last = tmp_path / "r" / "last.pt"
+    last.write_bytes(last.read_bytes()[:5000])
+    status, out, err = run(tmp_path, *words)
+    assert status == 0, err
+    assert "truncated or damaged" in out
+    assert "resuming after epoch 2 of 3" in out
+    assert numbers(tmp_path / "r") == expected
+
+
+def test_soft_says_in_one_line_what_the_last_zeroing_cost(tmp_path: Path) -> None:
+    words = ("dataset=digits", "criterion=l2", "schedule=soft", "epochs=4", "hydra.run.dir=r")
+    status, out, err = run(tmp_path, *words)
+    assert status == 0, err
+    r = report(tmp_path / "r")
+    assert r["pruning"]["revived"][-1] > 0
+    cost = r["accuracy"]["dense"] - r["accuracy"]["zeroed_last"]
+    assert cost > 5
+    (warning,) = [line for line in out.splitlines() if line.startswith("warning:")]
+    assert f"cost {cost:.1f} points" in warning
+    assert "schedule=frozen" in warning
+    assert r["accuracy"]["compact_last"] == r["accuracy"]["zeroed_last"]
+
+
+def test_sweep_runs_every_job_in_its_own_directory_and_one_failure_stops_no_other(
+    tmp_path: Path,
+) -> None:
+    words = ("--multirun", "dataset=digits", "epochs=1", "criterion=l2,mix", "rate=7,0.3")
+    status, _, err = run(tmp_path, *words)
+    assert status == 1
+    assert err.count("rate=7: must be at least 0 and below 1") == 4  # at once, and in the summary
+    for criterion in ("l2", "mix"):
+        name = f"criterion={criterion},dataset=digits,epochs=1,rate="
+        assert report(tmp_path / "outputs" / f"{name}0.3")["status"] == "done"
+        assert not (tmp_path / "outputs" / f"{name}7").exists()
+
+
+def test_pretrained_run_is_pruned_hard_and_stays_good(done: Path, tmp_path: Path) -> None:
+    base = ("dataset=digits", "rate=0", "epochs=8", "hydra.run.dir=base")
+    assert run(tmp_path, *base)[0] == 0
+    words = ("dataset=digits", "schedule=hard", "optimizer=finetune", "pretrained=base",
+             "epochs=4", "hydra.run.dir=r")  # fmt: skip
+    status, _, err = run(tmp_path, *words)
+    assert status == 0, err
+    r = report(tmp_path / "r")
+    assert r["accuracy"]["compact_last"] > 90
+    assert set(r["pruning"]["churn"]) == {0.0}
+    assert report(tmp_path / "base")["pruning"]["pruned_filters"] == 0
+
+
+def test_recalibration_is_what_is_evaluated_and_saved(tmp_path: Path) -> None:
+    words = ("dataset=digits", "schedule=soft", "epochs=3", "schedule.recalibrate=20")
+    status, _, err = run(tmp_path, *words, "hydra.run.dir=r")
+    assert status == 0, err
+    accuracy = report(tmp_path / "r")["accuracy"]
+    with (tmp_path / "r" / "history.csv").open() as file:
+        before = float(list(csv.DictReader(file))[-1]["accuracy_after"])
+    assert accuracy["zeroed_last"] != before
+    assert accuracy["compact_last"] == accuracy["zeroed_last"]
+
+
+ONE = (*DIGITS, "epochs=1", "hydra.run.dir=r")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("rate=1.5",), "rate=1.5: must be at least 0 and below 1, for example rate=0.4"),
+        (("rate=-0.1",), "rate=-0.1: must be at least 0"),
+        (("rate=abc",), "rate=abc: must be a number"),
+        (("rate=[",), "rate=[: not understood"),
+        (("criterion=foo",), "criterion=foo: choose one of fermat, gm, l1, l2, mix, random"),
+        (("arch=foo",), "arch=foo: choose one of resnet101, resnet110"),
+        (("ratte=0.4",), "ratte: no such key, did you mean rate?"),
+        (("optimizer.lrr=1",), "optimizer.lrr: no such key, did you mean optimizer.lr?"),
+        (("+extra=1",), "extra: no such key"),
+        ((*ONE, "rate=0.999999999999"), "would prune all 16 filters of conv1"),
+        ((*ONE, "device=cuda"), "device=cuda: torch sees no GPU here"),
+        ((*ONE, "arch=resnet18"), "arch=resnet18 takes images of 3 channels, not 1"),
+        ((*ONE, "pretrained=nowhere"), "pretrained=nowhere: no such file"),
+        ((*ONE, "schedule=hard"), "schedule=hard: prunes a trained network"),
+        ((*ONE, "hydra.run.dir=file/r"), "file/r: Not a directory; choose another place"),
+        (("dataset=image_folder",), "dataset.root=null"),
+        (
+            ("dataset=image_folder", "dataset.root=nowhere"),
+            "dataset.root=nowhere: no such directory",
+        ),
+        (("dataset=cifar10", "dataset.root=file"), "or try dataset=digits, which needs no network"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else " ".join(value[-1:]),
+)
+def test_bad_input_gets_one_clear_line(
+    tmp_path: Path, words: tuple[str, ...], message: str
+) -> None:
+    if "device=cuda" in words and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    (tmp_path / "file").touch()
+    status, _, err = run(tmp_path, *words)
+    assert status == 1
+    assert message in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_loss_that_is_not_finite_stops_at_that_step_and_keeps_what_was(tmp_path: Path) -> None:
+    status, _, err = run(tmp_path, *DIGITS, "optimizer.lr=1e9", "hydra.run.dir=r")
+    assert status == 1
+    assert "the loss is not finite at epoch 1, step " in err
+    assert "optimizer.lr=1e+08" in err
+    assert not (tmp_path / "r" / "last.pt").exists()
+
+
+def test_other_configuration_and_other_network_are_refused(done: Path, tmp_path: Path) -> None:
+    where = done.parent.parent
+    status, _, err = run(where, *DIGITS, "seed=1", f"hydra.run.dir={done}")
+    assert status == 1
+    assert "seed: 0 -> 1" in err
+    status, _, err = run(tmp_path, *ONE, "arch=resnet32", f"pretrained={done}")
+    assert status == 1
+    assert "another network" in err
+    assert "layer1.3.conv1.weight" in err
+
+
+def test_traceback_comes_back_when_asked_for(tmp_path: Path) -> None:
+    status, _, err = run(tmp_path, *ONE, "arch=resnet18", HYDRA_FULL_ERROR="1")
+    assert status == 1
+    assert "Traceback" in err
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount a small file system")
+def test_full_disk_stops_with_a_line_and_the_run_goes_on_after_space_is_made(
+    tmp_path: Path,
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mount is not allowed here")
+    try:
+        words = (*DIGITS, "epochs=3", f"hydra.run.dir={disk}/r")
+        (disk / "filler").write_bytes(bytes(1_500_000))  # one checkpoint of 2 MB fits, no second
+        status, _, err = run(tmp_path, *words)
+        assert status == 1
+        assert "No space left on device; free some space" in err
+        assert "Traceback" not in err
+        (disk / "filler").unlink()
+        subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
+        status, out, err = run(tmp_path, *words)
+        assert status == 0, err
+        assert "resuming after epoch" in out
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("words", [("--help",), ("-sc", "query=bash")], ids=["help", "completion"])
+def test_help_and_completion_answer_in_half_a_second(
+    tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    seconds = []
+    for _ in range(5):
+        began = time.perf_counter()
+        status, out, err = run(tmp_path, *words, COMP_LINE="fpgm-train criterion=")
+        seconds.append(time.perf_counter() - began)
+        assert status == 0, err
+    assert "criterion=gm" in out
+    assert sorted(seconds)[2] < 0.5
+
+
+def test_nothing_heavy_is_imported_for_help() -> None:
+    code = "import sys, fpgm, fpgm.cli, fpgm.result, fpgm.run; print('torch' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "False"

@@ -1,0 +1,202 @@
+"""The images that a network sees: the right ones, augmented as in the papers, read once."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from fpgm import data
+from fpgm.config import Dataset
+from fpgm.image_folder import DataError
+
+CPU = torch.device("cpu")
+
+
+def dataset(name: str, root: Path | None = None, size: int | None = None) -> Dataset:
+    return Dataset(name=name, root=root and str(root), image_size=size, pad=4, flip=True)
+
+
+@pytest.fixture
+def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two classes, three training and two test images each, JPEG and PNG, of several sizes."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    root = tmp_path / "photos"
+    for part, count in (("train", 3), ("test", 2)):
+        for label, name in enumerate(("cat", "dog")):
+            (root / part / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = np.full((20 + 4 * i, 24, 3), 60 + 100 * label + i, np.uint8)
+                Image.fromarray(pixels).save(root / part / name / f"{i}.{'png' if i else 'jpg'}")
+    return root
+
+
+def test_digits_are_all_there_in_a_fixed_stratified_split() -> None:
+    digits = data.load(dataset("digits"), CPU)
+    assert digits.train_images.shape == (1437, 1, 8, 8)
+    assert digits.test_images.shape == (360, 1, 8, 8)
+    assert digits.train_images.dtype == torch.uint8
+    assert digits.train_images.max() == 255
+    shares = [y.bincount().double() / len(y) for y in (digits.train_labels, digits.test_labels)]
+    assert (shares[0] - shares[1]).abs().max() < 0.005
+    again = data.load(dataset("digits"), CPU)
+    assert torch.equal(digits.train_images, again.train_images)
+    images = digits.normalise(digits.train_images)
+    assert images.mean().abs() < 1e-5
+    assert images.std() == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_cifar_is_read_through_torchvision_from_its_own_files(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cls = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}[name]
+    rng = np.random.default_rng(0)
+    folder = tmp_path / cls.base_folder
+    folder.mkdir()
+    key = "labels" if name == "cifar10" else "fine_labels"
+    pixels = {}
+    for file, _ in [*cls.train_list, *cls.test_list]:
+        pixels[file] = rng.integers(0, 256, (20, 3072), np.uint8)
+        batch = {"data": pixels[file], key: [i % 10 for i in range(20)]}
+        (folder / file).write_bytes(pickle.dumps(batch))
+    names = [f"class {i}" for i in range(10)]
+    meta = {cls.meta["key"]: names}
+    (folder / cls.meta["filename"]).write_bytes(pickle.dumps(meta))
+    # The files are made here, so their checksums are the only thing that is not the real one.
+    monkeypatch.setattr("torchvision.datasets.utils.check_md5", lambda *_, **__: True)
+    found = data.load(dataset(name, tmp_path), CPU)
+    assert found.train_images.shape == (20 * len(cls.train_list), 3, 32, 32)
+    first = pixels[cls.train_list[0][0]][0].reshape(3, 32, 32)
+    assert np.array_equal(found.train_images[0].numpy(), first)
+    assert found.test_labels.tolist() == [i % 10 for i in range(20)]
+    assert found.classes == tuple(names)
+    assert (255 * found.mean).tolist() == pytest.approx([125.3, 123.0, 113.9])
+
+
+def test_missing_cifar_without_a_network_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def offline(*_: object, **__: object) -> None:
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", offline)
+    with pytest.raises(DataError) as caught:
+        data.load(dataset("cifar10", tmp_path), CPU)
+    for part in ("dataset=cifar10", str(tmp_path), "cifar-10-python.tar.gz", "dataset=digits"):
+        assert part in str(caught.value)
+
+
+def test_image_folder_finds_classes_and_size_and_is_decoded_once(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = data.load(dataset("image_folder", photos), CPU)
+    assert found.classes == ("cat", "dog")
+    assert found.train_images.shape == (6, 3, 20, 20)
+    assert found.train_labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert (found.train_images[3:].float().mean() - 161).abs() < 2
+    monkeypatch.setattr("fpgm.image_folder._square", None)  # decoding again would fail now
+    again = data.load(dataset("image_folder", photos), CPU)
+    assert torch.equal(found.train_images, again.train_images)
+    with pytest.raises(TypeError):
+        data.load(dataset("image_folder", photos, size=10), CPU)
+
+
+def test_changed_image_is_decoded_again(photos: Path) -> None:
+    data.load(dataset("image_folder", photos), CPU)
+    Image.fromarray(np.zeros((30, 30, 3), np.uint8)).save(photos / "train" / "cat" / "1.png")
+    assert data.load(dataset("image_folder", photos), CPU).train_images[1].max() == 0
+
+
+def test_damaged_cache_is_decoded_again(photos: Path) -> None:
+    found = data.load(dataset("image_folder", photos), CPU)
+    for cache in photos.parent.glob("cache/fpgm/decoded/*.npy"):
+        cache.write_bytes(cache.read_bytes()[:100])
+    again = data.load(dataset("image_folder", photos), CPU)
+    assert torch.equal(found.train_images, again.train_images)
+
+
+def test_images_are_scaled_by_the_shorter_side_and_cut_in_the_middle(photos: Path) -> None:
+    wide = np.zeros((40, 80, 3), np.uint8)
+    wide[:, 20:60] = 255  # exactly the middle square
+    Image.fromarray(wide).save(photos / "train" / "cat" / "1.png")
+    assert data.load(dataset("image_folder", photos, size=16), CPU).train_images[1].min() > 200
+
+
+def test_val_serves_where_there_is_no_test(photos: Path) -> None:
+    (photos / "test").rename(photos / "val")
+    assert len(data.load(dataset("image_folder", photos), CPU).test_images) == 4
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda p: (p / "train/dog/2.png").write_bytes(b"no image"), "dog/2.png: not a readable"),
+        (lambda p: [f.unlink() for f in (p / "train/dog").iterdir()], "train/dog: no images"),
+        (lambda p: (p / "test/dog").rename(p / "test/bird"), "differing in bird, dog"),
+        (lambda p: (p / "train").rename(p / "training"), "needs a folder of images for each class"),
+    ],
+    ids=["unreadable image", "empty class", "other classes", "no classes"],
+)
+def test_bad_folder_is_named_with_the_trouble(photos: Path, damage, message: str) -> None:
+    damage(photos)
+    with pytest.raises(DataError, match=message):
+        data.load(dataset("image_folder", photos), CPU)
+
+
+def test_images_that_cannot_fit_in_memory_are_refused_before_they_are_decoded(photos: Path) -> None:
+    with pytest.raises(DataError, match=r"try dataset\.image_size="):
+        data.load(dataset("image_folder", photos, size=2_000_000), CPU)
+
+
+@given(seed=st.integers(0, 1000), pad=st.integers(1, 4), flip=st.booleans())
+@settings(deadline=None, max_examples=30)
+def test_augmentation_is_a_crop_of_the_raw_image_in_black_and_a_mirror(
+    seed: int, pad: int, flip: bool
+) -> None:
+    g = torch.Generator().manual_seed(seed)
+    images = torch.randint(1, 256, (6, 3, 7, 9), dtype=torch.uint8, generator=g)
+    out = data.augment(images, pad, flip, g)
+    assert out.shape == images.shape
+    for image, result in zip(images, out, strict=True):
+        mirrored = [image, image.flip(2)] if flip else [image]
+        padded = [torch.nn.functional.pad(m, (pad, pad, pad, pad)) for m in mirrored]
+        crops = [
+            p[:, y : y + 7, x : x + 9] for p in padded
+            for y in range(2 * pad + 1) for x in range(2 * pad + 1)
+        ]  # fmt: skip
+        assert any(torch.equal(result, crop) for crop in crops)
+
+
+def test_each_image_gets_its_own_place_and_coin() -> None:
+    image = torch.arange(1, 50, dtype=torch.uint8).view(1, 1, 7, 7).expand(4000, 1, 7, 7)
+    out = data.augment(image, 2, True, torch.Generator().manual_seed(0))
+    counts = out.flatten(1).unique(dim=0, return_counts=True)[1]
+    assert len(counts) == 50  # 5 x 5 places, mirrored or not
+    assert counts.min() > 40  # 80 expected
+
+
+def test_epoch_sees_every_image_once_and_follows_from_its_seed() -> None:
+    digits = data.load(dataset("digits"), CPU)
+    batches = list(data.train_batches(digits, 64, 0, False, seed=5))
+    assert len(batches) == data.train_steps(digits, 64) == 23
+    labels = torch.cat([y for _, y in batches])
+    assert torch.equal(labels.bincount(), digits.train_labels.bincount())
+    again = list(data.train_batches(digits, 64, 0, False, seed=5))
+    assert all(torch.equal(a, b) for (a, _), (b, _) in zip(batches, again, strict=True))
+    other = next(data.train_batches(digits, 64, 0, False, seed=6))
+    assert not torch.equal(batches[0][1], other[1])
+
+
+def test_single_image_left_over_is_no_batch() -> None:
+    digits = data.load(dataset("digits"), CPU)
+    sizes = [len(y) for _, y in data.train_batches(digits, 1436, 0, False, seed=0)]
+    assert sizes == [1436]
+    assert data.train_steps(digits, 1436) == 1

@@ -1,0 +1,173 @@
+"""A run directory: one owner, one configuration, nothing half written, nothing executed."""
+
+from __future__ import annotations
+
+import csv
+import json
+import multiprocessing
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+import fpgm
+from fpgm import checkpoint
+from fpgm.atomic import write_text
+from fpgm.checkpoint import CheckpointError
+from fpgm.run import Run, RunError
+
+CONFIG = {"rate": 0.4, "optimizer": {"lr": 0.1}}
+
+
+def state(epoch: int) -> dict:
+    return {"model": {"w": torch.full((3,), float(epoch))}, "history": [{"epoch": epoch}]}
+
+
+def test_same_directory_with_another_configuration_lists_the_differing_keys(tmp_path: Path) -> None:
+    with Run(tmp_path, CONFIG):
+        pass
+    with Run(tmp_path, CONFIG):
+        pass
+    other = {"rate": 0.3, "optimizer": {"lr": 0.1}, "seed": 1}
+    with pytest.raises(RunError, match=r"rate: 0.4 -> 0.3; seed: None -> 1"), Run(tmp_path, other):
+        pass
+
+
+def hold(directory: Path, held: multiprocessing.Event, done: multiprocessing.Event) -> None:
+    with Run(directory, CONFIG):
+        held.set()
+        done.wait(30)
+
+
+def test_second_process_in_the_same_directory_is_refused(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    held, done = context.Event(), context.Event()
+    owner = context.Process(target=hold, args=(tmp_path, held, done))
+    owner.start()
+    assert held.wait(60)
+    with pytest.raises(RunError, match=f"in use by process {owner.pid}"), Run(tmp_path, CONFIG):
+        pass
+    owner.kill()  # a killed owner leaves no claim behind
+    owner.join()
+    with Run(tmp_path, CONFIG):
+        pass
+
+
+def test_history_and_report_are_written_as_promised(tmp_path: Path) -> None:
+    rows = [{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.25}]
+    with Run(tmp_path, CONFIG) as run:
+        assert run.report is None
+        run.record(rows[:1])
+        run.record(rows)
+        run.finish({"schema": 1, "status": "done"}, "# done\n")
+        assert run.report == {"schema": 1, "status": "done"}
+    with (tmp_path / "history.csv").open() as file:
+        assert list(csv.DictReader(file)) == [{k: str(v) for k, v in row.items()} for row in rows]
+    assert json.loads((tmp_path / "report.json").read_text())["status"] == "done"
+    assert list(tmp_path.glob("events.out.tfevents.*"))
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_report_of_a_newer_schema_is_not_misread(tmp_path: Path) -> None:
+    with Run(tmp_path, CONFIG) as run:
+        write_text(tmp_path / "report.json", '{"schema": 99}')
+        with pytest.raises(RunError, match="schema 99, this fpgm reads 1"):
+            _ = run.report
+
+
+def test_write_that_fails_leaves_the_old_file_and_no_rubbish(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_text(tmp_path / "a", "old")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        write_text(tmp_path / "a", "new")
+    assert caught.value.filename == str(tmp_path / "a")
+    assert (tmp_path / "a").read_text() == "old"
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_truncated_checkpoint_falls_back_to_the_one_before_and_says_so(tmp_path: Path) -> None:
+    for epoch in (1, 2):
+        checkpoint.save_epoch(tmp_path, state(epoch))
+    assert checkpoint.restore_epoch(tmp_path)[0]["history"] == [{"epoch": 2}]
+    last = tmp_path / "last.pt"
+    for size in (0, 10, last.stat().st_size // 2):
+        last.write_bytes(last.read_bytes()[:size])
+        found, problem = checkpoint.restore_epoch(tmp_path)
+        assert found["history"] == [{"epoch": 1}]
+        assert "last.pt: truncated or damaged" in problem
+    last.unlink()  # killed between the two renames
+    assert checkpoint.restore_epoch(tmp_path)[0]["history"] == [{"epoch": 1}]
+
+
+class Malicious:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return os.system, (f"touch {self.path}",)
+
+
+@pytest.mark.parametrize("protocol", ["torch", "plain"])
+def test_malicious_pickle_is_refused_and_never_executed(tmp_path: Path, protocol: str) -> None:
+    trap, file = tmp_path / "executed", tmp_path / "x.pt"
+    content = {"state_dict": Malicious(trap)}
+    if protocol == "torch":
+        torch.save(content, file)
+    else:
+        file.write_bytes(pickle.dumps(content))
+    for load in (checkpoint.read, fpgm.load, lambda f: checkpoint.load_weights(None, f)):
+        with pytest.raises(CheckpointError, match=r"refused|damaged"):
+            load(file)
+    assert not trap.exists()
+
+
+def test_malicious_last_checkpoint_is_not_executed_either(tmp_path: Path) -> None:
+    torch.save({"model": Malicious(tmp_path / "executed")}, tmp_path / "last.pt")
+    found, problem = checkpoint.restore_epoch(tmp_path)
+    assert found is None
+    assert "refused" in problem
+    assert not (tmp_path / "executed").exists()
+
+
+def test_checkpoint_of_another_network_names_the_first_mismatch(tmp_path: Path) -> None:
+    file = tmp_path / "x.pt"
+    torch.save(fpgm.model("resnet32").state_dict(), file)
+    with pytest.raises(CheckpointError, match=r"layer1.3.conv1.weight is not in this one"):
+        checkpoint.load_weights(fpgm.model("resnet20"), file)
+    torch.save(fpgm.model("resnet20").state_dict(), file)
+    with pytest.raises(CheckpointError, match=r"it has no layer1.3.conv1.weight"):
+        checkpoint.load_weights(fpgm.model("resnet32"), file)
+    with pytest.raises(CheckpointError, match=r"fc.weight is \(10, 64\) there, \(100, 64\) here"):
+        checkpoint.load_weights(fpgm.model("resnet20", num_classes=100), file)
+
+
+def test_weights_saved_by_others_are_read(tmp_path: Path) -> None:
+    theirs, ours = fpgm.model("resnet20"), fpgm.model("resnet20")
+    weights = {f"module.{name}": value for name, value in theirs.state_dict().items()}
+    torch.save({"epoch": 3, "state_dict": weights}, tmp_path / "x.pt")
+    checkpoint.load_weights(ours, tmp_path / "x.pt")
+    assert torch.equal(ours.fc.weight, theirs.fc.weight)
+
+
+@pytest.mark.parametrize("content", [{"a": 1}, [1, 2], torch.zeros(3)])
+def test_file_that_is_no_compact_network_says_so(tmp_path: Path, content: object) -> None:
+    torch.save(content, tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match="not written by fpgm"):
+        fpgm.load(tmp_path / "x.pt")
+
+
+def test_missing_checkpoint_says_so(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no such file"):
+        fpgm.load(tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match="give a run directory or a checkpoint"):
+        checkpoint.pretrained_file(str(tmp_path / "x.pt"))
+    with pytest.raises(CheckpointError, match=r"no zeroed\.pt there"):
+        checkpoint.pretrained_file(str(tmp_path))
