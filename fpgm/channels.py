@@ -14,14 +14,13 @@ class Channels:
     """The channels of one tensor of the zeroed network.
 
     total: how many there are; live: which of them the compact tensor holds, sorted, in its order;
-    constant: (total,) float64, the value of each channel that is not live, 0 where it is;
-    flat: after a flatten, where one channel may be a run of features.
+    constant: (total,) float64, the value of each channel that is not live, 0 where it is.
+    After a flatten a channel may be a run of features.
     """
 
     total: int
     live: Tensor
     constant: Tensor
-    flat: bool = False
 
     @property
     def whole(self) -> bool:
@@ -37,4 +36,4 @@ class Channels:
         run = size // self.total
         places = torch.arange(run, device=self.live.device)
         live = (self.live[:, None] * run + places).flatten()
-        return Channels(size, live, self.constant.repeat_interleave(run), self.flat)
+        return Channels(size, live, self.constant.repeat_interleave(run))

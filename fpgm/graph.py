@@ -19,8 +19,9 @@ from fpgm.operations import (
     OUTPUT,
     POOL,
     SLICE,
+    argument,
     kind_of,
-    reads_batch_size,
+    reads_no_channels,
 )
 
 
@@ -30,10 +31,15 @@ class GraphError(ValueError):
 
 @dataclass(frozen=True)
 class ChannelGraph:
-    """A traced network. `kept_full` says of each convolution that is not prunable why."""
+    """A traced network.
+
+    kinds: what each node does to channels (see fpgm.operations), in the order of execution;
+    flat: nodes known to be (batch, features); kept_full: why a convolution is not prunable.
+    """
 
     module: fx.GraphModule
     kinds: dict[fx.Node, str]
+    flat: set[fx.Node]
     prunable: tuple[str, ...]
     kept_full: dict[str, str]
 
@@ -80,18 +86,37 @@ def trace(model: nn.Module) -> ChannelGraph:
             module.training = training
     modules = dict(traced.named_modules())
     calls = Counter(str(n.target) for n in traced.graph.nodes if n.op == "call_module")
-    shared = _shared_parameters(modules)
+    twice = {name for name, count in calls.items() if count > 1} | _shared_parameters(modules)
     kinds: dict[fx.Node, str] = {}
+    flat: set[fx.Node] = set()
     for node in traced.graph.nodes:
         kind = kind_of(node, modules)
-        twice = node.op == "call_module" and (calls[str(node.target)] > 1 or node.target in shared)
-        stateful = kind in (CONV, NORM, LINEAR)
-        kinds[node] = OPAQUE if twice and stateful else kind
-    kept_full = _kept_full(kinds, modules, calls, shared)
+        repeated = kind in (CONV, NORM, LINEAR) and node.target in twice
+        kinds[node] = OPAQUE if repeated or not _fits(node, kind, flat, modules) else kind
+        if _flattens(node, kinds[node], flat):
+            flat.add(node)
+    kept_full = _kept_full(kinds, flat, modules, twice)
     prunable = tuple(
         str(n.target) for n, k in kinds.items() if k == CONV and n.target not in kept_full
     )
-    return ChannelGraph(traced, kinds, prunable, kept_full)
+    return ChannelGraph(traced, kinds, flat, prunable, kept_full)
+
+
+def _fits(node: fx.Node, kind: str, flat: set[fx.Node], modules: dict[str, nn.Module]) -> bool:
+    """Whether the inputs have the dimensions that the rules for this kind of operation expect."""
+    inputs = [n in flat for n in node.all_input_nodes]
+    if kind == LINEAR or type(modules.get(str(node.target))) is nn.BatchNorm1d:
+        return inputs[0]
+    if kind == ADD:
+        return len(set(inputs)) == 1
+    return kind in (ELEMENTWISE, FLATTEN, OPAQUE, OUTPUT) or not any(inputs)
+
+
+def _flattens(node: fx.Node, kind: str, flat: set[fx.Node]) -> bool:
+    """Whether the result is (batch, features)."""
+    if kind == POOL and node.op != "call_module" and "mean" in str(node.target):
+        return not argument(node, 2, "keepdim", False)
+    return kind == FLATTEN or (kind not in (OPAQUE, OUTPUT) and node.all_input_nodes[0] in flat)
 
 
 def _shared_parameters(modules: dict[str, nn.Module]) -> set[str]:
@@ -104,26 +129,26 @@ def _shared_parameters(modules: dict[str, nn.Module]) -> set[str]:
 
 
 def _kept_full(
-    kinds: dict[fx.Node, str], modules: dict[str, nn.Module], calls: Counter[str], shared: set[str]
+    kinds: dict[fx.Node, str],
+    flat: set[fx.Node],
+    modules: dict[str, nn.Module],
+    twice: set[str],
 ) -> dict[str, str]:
     """Why each convolution that is not pruned is not: convolution -> reason."""
     reasons: dict[str, str] = {}
     writers: dict[fx.Node, set[str]] = {}  # whose filters this node's channels are
     for node, kind in kinds.items():
+        name = str(node.target)
         carried = set().union(*(writers.get(n, set()) for n in node.all_input_nodes))
         if kind == OUTPUT:
             reasons.update(dict.fromkeys(carried, "its filters are outputs of the network"))
-        elif kind == OPAQUE and not reads_batch_size(node):
+        elif kind == OPAQUE and carried and not reads_no_channels(node, flat):
             reason = f"its channels go into {node.name}, which pruning does not understand"
             reasons.update(dict.fromkeys(carried, reason))
-        writers[node] = set() if kind in (OPAQUE, LINEAR) else carried
-        module = modules.get(str(node.target)) if node.op == "call_module" else None
-        if kind == CONV:
-            writers[node] = {str(node.target)}
-        elif isinstance(module, nn.Conv2d):
-            name = str(node.target)
-            twice = calls[name] > 1 or name in shared
-            reasons[name] = "its weight is used twice" if twice else "a grouped convolution"
+        writers[node] = set() if kind in (OPAQUE, LINEAR) else {name} if kind == CONV else carried
+        if node.op == "call_module" and kind != CONV and isinstance(modules[name], nn.Conv2d):
+            grouped = "a grouped convolution" if name not in twice else "its weight is used twice"
+            reasons[name] = grouped
     for name in _projections(kinds):
         reasons.setdefault(name, "a projection shortcut, which the papers do not prune")
     return reasons

@@ -7,6 +7,7 @@ convolutions that feed it are kept whole and named.
 from __future__ import annotations
 
 import copy
+import inspect
 import operator
 from typing import Any
 
@@ -33,10 +34,13 @@ _ELEMENTWISE_MODULES = (
 _ELEMENTWISE_FUNCTIONS = {
     torch.relu, F.relu, F.relu6, F.leaky_relu, F.elu, F.selu, F.gelu, F.silu, F.mish, F.hardswish,
     F.hardsigmoid, F.hardtanh, F.sigmoid, torch.sigmoid, torch.tanh, F.softplus,
-    F.dropout, F.dropout2d,
+    F.dropout, F.dropout2d, F.relu_, F.leaky_relu_, F.elu_, torch.relu_,
 }  # fmt: skip
-_ELEMENTWISE_METHODS = {"relu", "relu_", "sigmoid", "sigmoid_", "tanh", "tanh_", "contiguous"}
+ELEMENTWISE_METHODS = {"relu", "relu_", "sigmoid", "sigmoid_", "tanh", "tanh_", "contiguous"}
 _ADDS = {operator.add, operator.iadd, torch.add}
+_SCALINGS = {  # elementwise where the other side is a number
+    operator.sub, operator.isub, operator.mul, operator.imul, operator.truediv, operator.itruediv,
+}  # fmt: skip
 _POOL_MODULES = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 _POOL_FUNCTIONS = {
     F.max_pool2d, torch.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d,
@@ -44,21 +48,14 @@ _POOL_FUNCTIONS = {
 _SPATIAL_DIMS = ((2, 3), (-2, -1), (3, 2), (-1, -2))
 
 
-def inplace(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
-    """Whether the operation overwrites its first argument."""
-    if node.op == "call_module":
-        return bool(getattr(modules[str(node.target)], "inplace", False))
-    if node.op == "call_method":
-        return str(node.target).endswith("_") and not str(node.target).endswith("__")
-    return node.target is operator.iadd or bool(node.kwargs.get("inplace"))
-
-
-def out_of_place(node: fx.Node) -> tuple[Any, dict[str, Any]]:
-    """Target and keyword arguments of the same operation that overwrites nothing."""
-    if node.op == "call_method":
-        return str(node.target).rstrip("_"), dict(node.kwargs)
-    target = operator.add if node.target is operator.iadd else node.target
-    return target, {k: v for k, v in node.kwargs.items() if k != "inplace"}
+def named_arguments(node: fx.Node) -> dict[str, Any]:
+    """The arguments of a Python function by name; nothing for what has no signature."""
+    if node.op != "call_function" or not callable(node.target):
+        return {}
+    try:
+        return dict(inspect.signature(node.target).bind(*node.args, **node.kwargs).arguments)
+    except (TypeError, ValueError):
+        return {}
 
 
 def pads_zeros(conv: nn.Conv2d) -> bool:
@@ -80,12 +77,6 @@ def apply(node: fx.Node, modules: dict[str, nn.Module], constants: torch.Tensor)
     return result
 
 
-def attribute(root: nn.Module, path: str) -> Any:
-    """What a get_attr node reads."""
-    *owner, name = path.split(".")
-    return getattr(root.get_submodule(".".join(owner)), name)
-
-
 def kind_of(node: fx.Node, modules: dict[str, nn.Module]) -> str:
     """One of the kinds above, judged by the operation and its arguments alone."""
     if node.op == "output":
@@ -98,7 +89,12 @@ def kind_of(node: fx.Node, modules: dict[str, nn.Module]) -> str:
     elif node.op == "call_method":
         kind = _method_kind(node)
     # A constant is mapped by the operation alone: all else that it takes must be typed there.
-    return OPAQUE if kind == ELEMENTWISE and len(node.all_input_nodes) > 1 else kind
+    others = kind == ELEMENTWISE and len(node.all_input_nodes) > 1
+    # The rules for the kinds look for a tensor, or a list of them, in the first place.
+    first = node.args[0] if node.args else None
+    tensors = first if kind == CAT and isinstance(first, list | tuple) else [first]
+    understood = not others and all(isinstance(tensor, fx.Node) for tensor in tensors)
+    return kind if understood else OPAQUE
 
 
 def _module_kind(module: nn.Module) -> str:
@@ -128,15 +124,10 @@ def _function_kind(node: fx.Node) -> str:
         kind = ELEMENTWISE
     elif target in _ADDS:
         kind = _add_kind(node)
+    elif target in _SCALINGS:
+        kind = OPAQUE if isinstance(args[1], fx.Node) else ELEMENTWISE
     elif target in _POOL_FUNCTIONS:
-        names = ("input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad")
-        averages = target is F.avg_pool2d
-        given = {**dict(zip(names, args, strict=False)), **node.kwargs} if averages else {}
-        kind = (
-            POOL
-            if not averages or _pools_constants({"count_include_pad": True, **given})
-            else OPAQUE
-        )
+        kind = POOL if _pools_constants(_pooling_options(node)) else OPAQUE
     elif target in (torch.cat, torch.concat):
         kind = CAT if argument(node, 1, "dim", 0) == 1 else OPAQUE
     elif target is torch.flatten:
@@ -153,7 +144,7 @@ def _function_kind(node: fx.Node) -> str:
 def _method_kind(node: fx.Node) -> str:
     args = node.args
     kind = OPAQUE
-    if node.target in _ELEMENTWISE_METHODS:
+    if node.target in ELEMENTWISE_METHODS:
         kind = ELEMENTWISE
     elif node.target in ("add", "add_"):
         kind = _add_kind(node)
@@ -176,17 +167,24 @@ def argument(node: fx.Node, position: int, name: str, default: Any) -> Any:
 def _add_kind(node: fx.Node) -> str:
     if node.kwargs.get("alpha", 1) != 1 or len(node.args) != 2:
         return OPAQUE
-    tensors = [isinstance(arg, fx.Node) for arg in node.args]
-    if all(tensors):
-        return ADD
-    return ELEMENTWISE if tensors[0] else OPAQUE
+    return ADD if isinstance(node.args[1], fx.Node) else ELEMENTWISE
+
+
+def _pooling_options(node: fx.Node) -> dict[str, Any]:
+    given = {**named_arguments(node), **node.kwargs}
+    if node.target is F.avg_pool2d:  # a builtin: no signature to read
+        names = ("input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad",
+                 "divisor_override")  # fmt: skip
+        given = {"count_include_pad": True, **dict(zip(names, node.args, strict=False)), **given}
+    return given
 
 
 def _pools_constants(options: dict[str, Any]) -> bool:
     """Whether a channel that is constant before the pooling is the same constant after it."""
     padded = options.get("padding", 0) not in (0, (0, 0))
     averages_zeros = padded and options.get("count_include_pad", False)
-    return not averages_zeros and options.get("divisor_override") is None
+    values_only = not options.get("return_indices", False)
+    return bool(values_only and not averages_zeros and options.get("divisor_override") is None)
 
 
 def _slices_space(index: Any) -> bool:
@@ -209,19 +207,28 @@ def _pads_channels(node: fx.Node) -> bool:
 
 
 def _is_batch_size(size: Any) -> bool:
-    """x.size(0) or x.shape[0], or a number typed there."""
+    """x.size(0), x.size()[0] or x.shape[0]."""
     if not isinstance(size, fx.Node):
-        return isinstance(size, int)
+        return False
     if size.target == "size":
         return bool(size.args[1:] == (0,))
     shape = size.args[0] if size.target is operator.getitem else None
-    return isinstance(shape, fx.Node) and shape.target is getattr and bool(size.args[1] == 0)
+    return isinstance(shape, fx.Node) and _is_shape(shape) and bool(size.args[1] == 0)
 
 
-def reads_batch_size(node: fx.Node) -> bool:
-    """x.size(0) and x.shape[0] are the same for any number of channels."""
-    if node.op == "call_method" and node.target == "size":
-        return bool(node.args[1:] == (0,))
+def _is_shape(node: fx.Node) -> bool:
+    attribute = node.target is getattr and node.args[1] == "shape"
+    return bool(attribute) or (node.target == "size" and len(node.args) == 1)
+
+
+def reads_no_channels(node: fx.Node, flat: set[fx.Node]) -> bool:
+    """Whether it asks only for sizes that are the same for any number of channels.
+
+    flat: the nodes that are (B, features), of which only the batch size is.
+    """
+    others = (0,) if set(node.all_input_nodes) & flat else (0, 2, 3, -1, -2)
+    if node.target == "size" and len(node.args) == 2:
+        return node.args[1] in others
     indices = [user.args[1] for user in node.users if user.target is operator.getitem]
-    whole_batch = len(indices) == len(node.users) and all(i == 0 for i in indices)
-    return node.target is getattr and whole_batch
+    known = len(indices) == len(node.users) and all(i in others for i in indices)
+    return _is_shape(node) and known

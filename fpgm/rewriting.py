@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from fpgm import operations as ops
 from fpgm.channels import Channels
 from fpgm.graph import ChannelGraph
 from fpgm.layers import BorderConv2d, Expand
+from fpgm.overwriting import inplace, out_of_place
 
 Keep = Mapping[str, Tensor]
 
@@ -61,11 +62,12 @@ class Rewriter:
         }
         for node, kind in self.graph.kinds.items():
             self._channels[node] = rules.get(kind, self._opaque)(node)
-            if ops.inplace(node, self.old) and isinstance(node.args[0], fx.Node):
+            if inplace(node, self.old):
                 # Nothing is overwritten in the new network, so whoever reads the argument from
                 # here on must be given the result.
-                self._node[node.args[0]] = self._node[node]
-                self._channels[node.args[0]] = self._channels[node]
+                overwritten = node.all_input_nodes[0]
+                self._node[overwritten] = self._node[node]
+                self._channels[overwritten] = self._channels[node]
         return fx.GraphModule(self._parts, self._new).eval()
 
     def _conv(self, node: fx.Node) -> Channels:
@@ -142,14 +144,14 @@ class Rewriter:
         live = torch.cat((a.live, b.live)).unique()
         self._copy(node, inputs=lambda n: self._widened(n, live, node))
         constant = (a.constant + b.constant).index_fill(0, live, 0)
-        return Channels(a.total, live, constant, a.flat)
+        return Channels(a.total, live, constant)
 
     def _cat(self, node: fx.Node) -> Channels | None:
-        nodes = node.args[0] if node.args else node.kwargs["tensors"]
+        nodes = node.args[0]
         assert isinstance(nodes, list | tuple)
         parts = [self._channels[n] for n in nodes if isinstance(n, fx.Node)]
-        known = [p for p in parts if p is not None and not p.flat]
-        if len(known) < len(nodes):
+        known = [part for part in parts if part is not None]
+        if len(known) < len(parts):
             self._opaque(node)
             return None
         self._copy(node)
@@ -177,15 +179,14 @@ class Rewriter:
 
     def _copied(self, node: fx.Node) -> Channels | None:
         self._copy(node)
-        source = node.args[0]
-        assert isinstance(source, fx.Node)
-        channels = self._channels[source]
-        flat = self.graph.kinds[node] == ops.FLATTEN
-        return channels and replace(channels, flat=flat or channels.flat)
+        return self._channels[node.all_input_nodes[0]]
 
     def _opaque(self, node: fx.Node) -> None:
-        whole = ops.reads_batch_size(node)
-        self._copy(node, inputs=lambda n: self._node[n] if whole else self._widened(n, None, node))
+        """Copied on inputs at full width: whatever it does, it does to the same values."""
+        if ops.reads_no_channels(node, self.graph.flat):
+            self._copy(node)
+        else:
+            self._copy(node, inputs=lambda n: self._widened(n, None, node))
 
     def _input(self, node: fx.Node, size: int) -> Channels:
         """The channels of a node's first argument, of which there are `size`."""
@@ -227,7 +228,14 @@ class Rewriter:
                 setattr(module, "inplace", False)  # noqa: B010
             self._parts[str(node.target)] = module
         elif node.op == "get_attr":
-            self._parts[str(node.target)] = ops.attribute(self.graph.module, str(node.target))
-        elif ops.inplace(node, self.old):
-            new.target, new.kwargs = ops.out_of_place(node)
+            self._parts[str(node.target)] = attrgetter(str(node.target))(self.graph.module)
+        elif inplace(node, self.old):
+            other = out_of_place(new)
+            if other is not None:
+                new.target, new.args, new.kwargs = other
+            else:  # it has no twin that is known: let it overwrite a copy
+                overwritten = new.all_input_nodes[0]
+                with self._new.inserting_before(new):
+                    copied = self._new.call_method("clone", (overwritten,))
+                new.replace_input_with(overwritten, copied)
         self._node[node] = new

@@ -84,6 +84,58 @@ class Overwrites(nn.Module):
         return self.fc(z.mean((2, 3)))
 
 
+class Spelled(nn.Module):
+    """The same operations in the spellings that people use: names, positions, sizes, operators."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.b = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        self.c = nn.Conv2d(16, 6, 3, padding=1)
+        self.d = nn.Conv2d(8, 6, 3, padding=1)
+        self.fc = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(input=self.a(x))
+        F.relu(x, True)  # in place, by position
+        y = self.b(F.leaky_relu(input=x, negative_slope=0.1))
+        y = torch.add(input=y, other=x)
+        F.leaky_relu_(y, 0.3)
+        y *= 1.5
+        z = torch.cat(tensors=(y, x), dim=1)
+        w = torch.cat([y, y], 1)
+        z = self.c(z + F.sigmoid(w))
+        z = z + self.d(x.clamp_(min=0.1)) * z.sigmoid()
+        z.add_(0.5)
+        z = F.avg_pool2d(z, z.size()[3])
+        z = F.avg_pool2d(z, (z.shape[2], z.size(3)), padding=0)
+        return self.fc(z.reshape(z.size()[0], -1))
+
+
+class Mixed(nn.Module):
+    """Dimensions that look like channels and are not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 8, 3, padding=1)
+        self.along_width = nn.Linear(8, 8)
+        self.b = nn.Conv2d(8, 8, 3, padding=1)
+        self.c = nn.Conv2d(8, 8, 3, padding=1)
+        self.average = nn.AvgPool2d(3, 1, padding=1)
+        self.d = nn.Conv2d(8, 8, 3, padding=1)
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.along_width(self.a(x))  # (B, C, H, W): a linear layer over W
+        x = F.relu(self.b(x))
+        x = x + x.mean((2, 3))[0]  # (8,) is added along W
+        x = self.average(self.c(x))  # zeros around the image are averaged in
+        x = torch.cat((x, self.d(x)), 2)  # one above the other
+        first, second = x.chunk(2, 1)
+        return self.fc(torch.cat((second, first), 1).mean((2, 3), keepdim=False))
+
+
 class Mysterious(nn.Module):
     """Channels go where pruning does not understand them, twice through one weight, and out."""
 

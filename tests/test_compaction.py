@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import Mysterious, Odd, Overwrites, random_keep, randomised, zeroed
+from networks import Mixed, Mysterious, Odd, Overwrites, Spelled, random_keep, randomised, zeroed
 from torch import nn
 
 import fpgm
@@ -63,6 +63,45 @@ def test_compact_network_keeps_border_pixels_right_at_any_size(
     model, keep = zeroed(seed, rate, fpgm.model("resnet20"), torch.float64)
     x = images(seed, batch, 3, height, width, dtype=torch.float64)
     assert error(model, compact(model, keep), x) <= 1e-12
+
+
+@pytest.mark.parametrize("network", [Spelled, Mixed])
+def test_compaction_is_exact_however_the_network_is_written(network) -> None:
+    for seed in range(10):
+        model = randomised(network(), seed, torch.float64)
+        keep = {  # whatever the graph would advise: every convolution loses some
+            name: random_keep(model, 0.5, seed).get(name, torch.tensor([seed % 3, 4, 5]))
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Conv2d)
+        }
+        fpgm.zero_(model, keep)
+        try:
+            small = compact(model, keep)
+        except GraphError as refused:  # a convolution called in a way that is not understood
+            keep = {n: k for n, k in keep.items() if f"'{n}'" not in str(refused)}
+            small = compact(model, keep)
+        x = images(seed, 2, 3, 8, 8, dtype=torch.float64)
+        assert error(copy.deepcopy(model), small, x) <= 1e-12
+
+
+def test_asking_for_sizes_and_scaling_keeps_nothing_whole() -> None:
+    class Sizes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 3)
+            self.fc = nn.Linear(8, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.conv(x) * 0.5
+            x /= 3
+            x = nn.functional.avg_pool2d(x, x.size()[3]) - 1
+            return self.fc(x.view(x.shape[0], -1))
+
+    assert trace(Sizes()).prunable == ("conv",)
+    model, keep = zeroed(0, 0.5, Sizes(), torch.float64)
+    small = compact(model, keep)
+    assert error(model, small, images(0, 2, 3, 8, 8, dtype=torch.float64)) <= 1e-12
+    assert small.get_submodule("fc").in_features == 4
 
 
 @given(seed=st.integers(0, 10_000), rate=st.floats(0.1, 0.8))
