@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fpgm import operations as ops
+from fpgm.coupling import couple
 from fpgm.graph import ChannelGraph
 from fpgm.layers import BorderConv2d
 
@@ -78,13 +79,16 @@ def paper_reduction(graph: ChannelGraph, layers: Mapping[str, int], rate: float)
     """
     kept = 0.0
     keep = 1 - rate
+    coupled = couple(graph)
+    if any(graph.kinds[node] == ops.DEPTHWISE for node, _ in graph.convolutions()) or (
+        set(graph.kept_full) - {name for _, name in graph.convolutions()}
+    ):
+        return None  # depthwise, grouped or shared convolutions
     for node, name in graph.convolutions():
         source = graph.writer(node.all_input_nodes[0])
         kind = graph.kinds[source]
         if kind not in (ops.CONV, ops.ADD) and source.op != "placeholder":
             return None
-        reads = keep if kind == ops.CONV and source.target in graph.prunable else 1.0
-        kept += layers[name] * reads * (keep if name in graph.prunable else 1.0)
-    if any(name not in {n for _, n in graph.convolutions()} for name in graph.kept_full):
-        return None  # grouped or shared convolutions
+        reads = keep if kind == ops.CONV and source.target in coupled.layers else 1.0
+        kept += layers[name] * reads * (keep if name in coupled.layers else 1.0)
     return 100 * (1 - kept / sum(layers[name] for _, name in graph.convolutions()))

@@ -11,9 +11,11 @@ from torch import Tensor, fx, nn
 from fpgm.operations import (
     ADD,
     CONV,
+    DEPTHWISE,
     ELEMENTWISE,
     FLATTEN,
     LINEAR,
+    MUL,
     NORM,
     OPAQUE,
     OUTPUT,
@@ -34,18 +36,20 @@ class ChannelGraph:
     """A traced network.
 
     kinds: what each node does to channels (see fpgm.operations), in the order of execution;
-    flat: nodes known to be (batch, features); kept_full: why a convolution is not prunable.
+    flat: nodes known to be (batch, features); kept_full: convolutions that cannot be pruned and
+    why; projections: those on a residual shortcut.
     """
 
     module: fx.GraphModule
     kinds: dict[fx.Node, str]
     flat: set[fx.Node]
-    prunable: tuple[str, ...]
     kept_full: dict[str, str]
+    projections: tuple[str, ...]
 
     def convolutions(self) -> Iterator[tuple[fx.Node, str]]:
         """Every convolution's node and qualified name, in the order of execution."""
-        return ((n, str(n.target)) for n, kind in self.kinds.items() if kind == CONV)
+        kinds = (CONV, DEPTHWISE)
+        return ((n, str(n.target)) for n, kind in self.kinds.items() if kind in kinds)
 
     def checked(self, keep: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`keep` with every index sorted. Raises GraphError for what cannot be kept."""
@@ -91,15 +95,12 @@ def trace(model: nn.Module) -> ChannelGraph:
     flat: set[fx.Node] = set()
     for node in traced.graph.nodes:
         kind = kind_of(node, modules)
-        repeated = kind in (CONV, NORM, LINEAR) and node.target in twice
+        repeated = kind in (CONV, DEPTHWISE, NORM, LINEAR) and node.target in twice
         kinds[node] = OPAQUE if repeated or not _fits(node, kind, flat, modules) else kind
         if _flattens(node, kinds[node], flat):
             flat.add(node)
     kept_full = _kept_full(kinds, flat, modules, twice)
-    prunable = tuple(
-        str(n.target) for n, k in kinds.items() if k == CONV and n.target not in kept_full
-    )
-    return ChannelGraph(traced, kinds, flat, prunable, kept_full)
+    return ChannelGraph(traced, kinds, flat, kept_full, tuple(_projections(kinds)))
 
 
 def _fits(node: fx.Node, kind: str, flat: set[fx.Node], modules: dict[str, nn.Module]) -> bool:
@@ -107,7 +108,7 @@ def _fits(node: fx.Node, kind: str, flat: set[fx.Node], modules: dict[str, nn.Mo
     inputs = [n in flat for n in node.all_input_nodes]
     if kind == LINEAR or type(modules.get(str(node.target))) is nn.BatchNorm1d:
         return inputs[0]
-    if kind == ADD:
+    if kind in (ADD, MUL):
         return len(set(inputs)) == 1
     return kind in (ELEMENTWISE, FLATTEN, OPAQUE, OUTPUT) or not any(inputs)
 
@@ -134,7 +135,7 @@ def _kept_full(
     modules: dict[str, nn.Module],
     twice: set[str],
 ) -> dict[str, str]:
-    """Why each convolution that is not pruned is not: convolution -> reason."""
+    """Why each convolution that cannot be pruned cannot: convolution -> reason."""
     reasons: dict[str, str] = {}
     writers: dict[fx.Node, set[str]] = {}  # whose filters this node's channels are
     for node, kind in kinds.items():
@@ -145,12 +146,14 @@ def _kept_full(
         elif kind == OPAQUE and carried and not reads_no_channels(node, flat):
             reason = f"its channels go into {node.name}, which pruning does not understand"
             reasons.update(dict.fromkeys(carried, reason))
-        writers[node] = set() if kind in (OPAQUE, LINEAR) else {name} if kind == CONV else carried
-        if node.op == "call_module" and kind != CONV and isinstance(modules[name], nn.Conv2d):
+        writers[node] = set() if kind in (OPAQUE, LINEAR) else carried
+        if kind == CONV:
+            writers[node] = {name}
+        elif kind == DEPTHWISE:
+            writers[node] = {name, *carried}
+        elif node.op == "call_module" and isinstance(modules[name], nn.Conv2d):
             grouped = "a grouped convolution" if name not in twice else "its weight is used twice"
             reasons[name] = grouped
-    for name in _projections(kinds):
-        reasons.setdefault(name, "a projection shortcut, which the papers do not prune")
     return reasons
 
 

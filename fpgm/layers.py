@@ -1,4 +1,4 @@
-"""The two layers that a compact network has beyond torch's own."""
+"""The layers that a compact network has beyond torch's own."""
 
 from __future__ import annotations
 
@@ -51,3 +51,16 @@ class Expand(nn.Module):
         if self.constant is not None:
             wide = wide + self.constant.view(1, -1, *[1] * (wide.dim() - 2))
         return wide.flatten(1, 2)
+
+
+class Pick(nn.Module):
+    """Some of the channels. indices: (n,) of the input's."""
+
+    indices: Tensor
+
+    def __init__(self, indices: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("indices", indices, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.index_select(1, self.indices)

@@ -14,8 +14,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
+from torchvision.ops.stochastic_depth import stochastic_depth
 
-CONV, NORM, ELEMENTWISE, POOL, ADD, CAT = "conv", "norm", "elementwise", "pool", "add", "cat"
+CONV, DEPTHWISE, NORM, POOL, ELEMENTWISE = "conv", "depthwise", "norm", "pool", "elementwise"
+ADD, MUL, CAT = "add", "mul", "cat"
 FLATTEN, LINEAR, SLICE, PAD, OPAQUE, OUTPUT = (
     "flatten",
     "linear",
@@ -34,7 +36,7 @@ _ELEMENTWISE_MODULES = (
 _ELEMENTWISE_FUNCTIONS = {
     torch.relu, F.relu, F.relu6, F.leaky_relu, F.elu, F.selu, F.gelu, F.silu, F.mish, F.hardswish,
     F.hardsigmoid, F.hardtanh, F.sigmoid, torch.sigmoid, torch.tanh, F.softplus,
-    F.dropout, F.dropout2d, F.relu_, F.leaky_relu_, F.elu_, torch.relu_,
+    F.dropout, F.dropout2d, F.relu_, F.leaky_relu_, F.elu_, torch.relu_, stochastic_depth,
 }  # fmt: skip
 ELEMENTWISE_METHODS = {"relu", "relu_", "sigmoid", "sigmoid_", "tanh", "tanh_", "contiguous"}
 _ADDS = {operator.add, operator.iadd, torch.add}
@@ -56,12 +58,6 @@ def named_arguments(node: fx.Node) -> dict[str, Any]:
         return dict(inspect.signature(node.target).bind(*node.args, **node.kwargs).arguments)
     except (TypeError, ValueError):
         return {}
-
-
-def pads_zeros(conv: nn.Conv2d) -> bool:
-    """Whether the kernel ever reaches into zeros around the image."""
-    padding = (0, 0) if conv.padding == "valid" else conv.padding
-    return conv.padding_mode == "zeros" and any(padding if isinstance(padding, tuple) else (1,))
 
 
 def apply(node: fx.Node, modules: dict[str, nn.Module], constants: torch.Tensor) -> torch.Tensor:
@@ -102,6 +98,8 @@ def _module_kind(module: nn.Module) -> str:
     kind = OPAQUE
     if type(module) is nn.Conv2d and module.groups == 1:
         kind = CONV
+    elif type(module) is nn.Conv2d and module.groups == module.in_channels == module.out_channels:
+        kind = DEPTHWISE
     elif type(module) in (nn.BatchNorm2d, nn.BatchNorm1d) and module.running_mean is not None:
         kind = NORM
     elif type(module) is nn.Linear:
@@ -125,13 +123,16 @@ def _function_kind(node: fx.Node) -> str:
     elif target in _ADDS:
         kind = _add_kind(node)
     elif target in _SCALINGS:
-        kind = OPAQUE if isinstance(args[1], fx.Node) else ELEMENTWISE
+        products = (operator.mul, operator.imul)
+        both = MUL if target in products and isinstance(args[0], fx.Node) else OPAQUE
+        kind = both if isinstance(args[1], fx.Node) else ELEMENTWISE
     elif target in _POOL_FUNCTIONS:
         kind = POOL if _pools_constants(_pooling_options(node)) else OPAQUE
     elif target in (torch.cat, torch.concat):
         kind = CAT if argument(node, 1, "dim", 0) == 1 else OPAQUE
     elif target is torch.flatten:
-        kind = FLATTEN if argument(node, 1, "start_dim", 0) == 1 and len(args) < 3 else OPAQUE
+        start, end = argument(node, 1, "start_dim", 0), argument(node, 2, "end_dim", -1)
+        kind = FLATTEN if (start, end) == (1, -1) else OPAQUE
     elif target is operator.getitem and _slices_space(args[1]):
         kind = SLICE
     elif target is F.pad and _pads_channels(node):
@@ -149,7 +150,8 @@ def _method_kind(node: fx.Node) -> str:
     elif node.target in ("add", "add_"):
         kind = _add_kind(node)
     elif node.target == "flatten":
-        kind = FLATTEN if args[1:] == (1,) else OPAQUE
+        start, end = argument(node, 1, "start_dim", 0), argument(node, 2, "end_dim", -1)
+        kind = FLATTEN if (start, end) == (1, -1) else OPAQUE
     elif node.target in ("view", "reshape") and len(args) == 3 and args[2] == -1:
         kind = FLATTEN if _is_batch_size(args[1]) else OPAQUE
     elif node.target == "mean":

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fpgm import schedules
 from fpgm.config import Config
+from fpgm.coupling import couple
 from fpgm.graph import trace
 from fpgm.selection import pruned, select, zero_
 
@@ -21,14 +22,20 @@ class Pruning:
         self.model = model
         self.optimizer = optimizer
         self.config = config
-        self.layers = trace(model).prunable
+        self.couples = couple(trace(model))
         self.choose(0.0)
 
     def choose(self, rate: float) -> None:
         """Select at `rate` on the current weights; nothing is zeroed yet."""
+        self.use(self.selection(rate))
+
+    def selection(self, rate: float) -> dict[str, Tensor]:
+        """The filters to keep at `rate` by the current weights."""
         c = self.config
         options = c.criterion.options()
-        self.use(select(self.model, c.criterion.name, rate, self.layers, c.seed, **options))
+        return select(
+            self.model, c.criterion.name, rate, seed=c.seed, blocks=self.couples.blocks, **options
+        )
 
     def use(self, keep: Mapping[str, Tensor]) -> None:
         """Take over a selection."""

@@ -17,12 +17,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.nn.utils import skip_init
 
+from fpgm import narrowing
 from fpgm import operations as ops
 from fpgm.channels import Channels
 from fpgm.graph import ChannelGraph
-from fpgm.layers import BorderConv2d, Expand
+from fpgm.layers import Expand, Pick
 from fpgm.overwriting import inplace, out_of_place
 
 Keep = Mapping[str, Tensor]
@@ -50,9 +50,11 @@ class Rewriter:
         """The compact network, in eval mode, every folding still in place."""
         rules: dict[str, Callable[[fx.Node], Channels | None]] = {
             ops.CONV: self._conv,
+            ops.DEPTHWISE: self._depthwise,
             ops.NORM: self._norm,
             ops.LINEAR: self._linear,
-            ops.ADD: self._add,
+            ops.ADD: self._merge,
+            ops.MUL: self._merge,
             ops.CAT: self._cat,
             ops.PAD: self._pad,
             ops.ELEMENTWISE: self._elementwise,
@@ -71,51 +73,35 @@ class Rewriter:
         return fx.GraphModule(self._parts, self._new).eval()
 
     def _conv(self, node: fx.Node) -> Channels:
+        name, old, keep = self._filters(node)
+        new, folded = narrowing.convolution(old, self._input(node, old.in_channels), keep)
+        self.foldings += [(name, attribute) for attribute in folded]
+        self._copy(node, new)
+        return narrowing.without_inputs(old, keep)
+
+    def _depthwise(self, node: fx.Node) -> Channels:
+        _, old, keep = self._filters(node)
+        self._channels[node.all_input_nodes[0]] = self._input(node, old.in_channels)
+        # A constant that is still read becomes an image here: that channel must be there.
+        self._copy(node, narrowing.depthwise(old, keep), lambda n: self._widened(n, keep, node))
+        return narrowing.without_inputs(old, keep)
+
+    def _filters(self, node: fx.Node) -> tuple[str, nn.Conv2d, Tensor]:
         name = str(node.target)
         old = self.old[name]
         assert isinstance(old, nn.Conv2d)
-        inputs = self._input(node, old.in_channels)
-        keep = self.keep.get(name, torch.arange(old.out_channels)).to(old.weight.device)
-        bordered = not inputs.whole and ops.pads_zeros(old)
-        folded = not inputs.whole and not bordered
-        options: dict[str, Any] = {k: getattr(old, k) for k in ("stride", "padding", "dilation")}
-        options |= {"device": old.weight.device, "dtype": old.weight.dtype}
-        new = skip_init(
-            BorderConv2d if bordered else nn.Conv2d,
-            len(inputs.live),
-            len(keep),
-            kernel_size=old.kernel_size,
-            bias=old.bias is not None or folded,
-            padding_mode=old.padding_mode,
-            **options,
-        )
-        new.weight.copy_(old.weight[keep][:, inputs.live])
-        bias = torch.zeros_like(old.weight[:, 0, 0, 0]) if old.bias is None else old.bias
-        kernel = (old.weight[keep].double() * inputs.constant[:, None, None]).sum(1, keepdim=True)
-        if new.bias is not None:
-            new.bias.copy_(bias[keep] + (kernel.sum((1, 2, 3)) if folded else 0))
-        if bordered:
-            new.register_buffer("border", kernel.to(old.weight.dtype))
-            self.foldings.append((name, "border"))
-        elif folded and old.bias is None:
-            self.foldings.append((name, "bias"))
-        self._copy(node, new)
-        return Channels(old.out_channels, keep, bias.double().index_fill(0, keep, 0))
+        keep = self.keep.get(name, torch.arange(old.out_channels))
+        return name, old, keep.to(old.weight.device)
 
     def _norm(self, node: fx.Node) -> Channels:
         old = self.old[str(node.target)]
         assert isinstance(old, nn.BatchNorm2d | nn.BatchNorm1d)
         inputs = self._input(node, old.num_features)
-        new = copy.deepcopy(old)
-        new.num_features = len(inputs.live)
-        for name, tensor in [*old.named_parameters(), *old.named_buffers()]:
-            if tensor.dim() == 1:
-                getattr(new, name).data = tensor.data[inputs.live].clone()
-        self._copy(node, new)
-        normalise = copy.deepcopy(old).double().eval()
-        mean, var = normalise.running_mean, normalise.running_var
+        self._copy(node, narrowing.norm(old, inputs))
+        exact = copy.deepcopy(old).double().eval()
+        mean, var = exact.running_mean, exact.running_var
         return inputs.map(
-            lambda c: F.batch_norm(c, mean, var, normalise.weight, normalise.bias, eps=old.eps)
+            lambda c: F.batch_norm(c, mean, var, exact.weight, exact.bias, eps=old.eps)
         )
 
     def _linear(self, node: fx.Node) -> None:
@@ -126,24 +112,21 @@ class Rewriter:
         if inputs.whole:
             self._copy(node)
             return
-        options: dict[str, Any] = {"device": old.weight.device, "dtype": old.weight.dtype}
-        new = skip_init(nn.Linear, len(inputs.live), old.out_features, **options)
-        new.weight.copy_(old.weight[:, inputs.live])
-        new.bias.copy_(
-            old.weight.double() @ inputs.constant + (0 if old.bias is None else old.bias)
-        )
-        if old.bias is None:
-            self.foldings.append((name, "bias"))
+        new, folded = narrowing.linear(old, inputs)
+        self.foldings += [(name, attribute) for attribute in folded]
         self._copy(node, new)
 
-    def _add(self, node: fx.Node) -> Channels | None:
+    def _merge(self, node: fx.Node) -> Channels | None:
+        """A sum or a product: it has the channels that either side has."""
         a, b = (self._channels[n] for n in node.args if isinstance(n, fx.Node))
         if a is None or b is None or a.total != b.total:
             self._opaque(node)
             return None
         live = torch.cat((a.live, b.live)).unique()
         self._copy(node, inputs=lambda n: self._widened(n, live, node))
-        constant = (a.constant + b.constant).index_fill(0, live, 0)
+        product = self.graph.kinds[node] == ops.MUL
+        constant = a.constant * b.constant if product else a.constant + b.constant
+        constant = constant.index_fill(0, live, 0)
         return Channels(a.total, live, constant)
 
     def _cat(self, node: fx.Node) -> Channels | None:
@@ -200,19 +183,24 @@ class Rewriter:
         return channels if channels.total == size else channels.features(size)
 
     def _widened(self, source: fx.Node, onto: Tensor | None, reader: fx.Node) -> fx.Node:
-        """The new node of `source`, its channels put among `onto` (None: among all there were)."""
-        channels = self._channels[source]
-        if channels is None or len(channels.live) == (
-            channels.total if onto is None else len(onto)
-        ):
-            return self._node[source]
+        """The new node of `source` with just the channels `onto` (None: all that there were)."""
+        channels, node = self._channels[source], self._node[source]
+        if channels is None:
+            return node
         onto = torch.arange(channels.total, device=channels.live.device) if onto is None else onto
-        dtype = next(self.graph.module.parameters()).dtype
-        name = f"{reader.name}_{source.name}_expand"
-        positions = torch.searchsorted(onto, channels.live)
-        self._parts[name] = Expand(positions, len(onto), channels.constant[onto].to(dtype))
-        self.foldings.append((name, "constant"))
-        return self._new.call_module(name, (self._node[source],))
+        name = f"{reader.name}_{source.name}"
+        wanted = torch.isin(channels.live, onto)
+        if not wanted.all():
+            self._parts[f"{name}_pick"] = Pick(wanted.nonzero().squeeze(1))
+            node = self._new.call_module(f"{name}_pick", (node,))
+        live = channels.live[wanted]
+        if len(live) < len(onto):
+            constant = channels.constant[onto].to(next(self.graph.module.parameters()).dtype)
+            positions = torch.searchsorted(onto, live)
+            self._parts[f"{name}_expand"] = Expand(positions, len(onto), constant)
+            self.foldings.append((f"{name}_expand", "constant"))
+            node = self._new.call_module(f"{name}_expand", (node,))
+        return node
 
     def _copy(
         self,

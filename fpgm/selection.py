@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fpgm.coupling import RESIDUAL, Block, couple
 from fpgm.criteria import CRITERIA
 from fpgm.graph import trace
 
@@ -22,44 +23,88 @@ def pruned_count(filters: int, rate: float) -> int:
     return int(filters * rate + 1e-9)
 
 
+def kept_count(filters: int, rate: float, align: int = 1) -> int:
+    """How many filters stay: filters - floor(filters * rate), or the nearest that is aligned.
+
+    Aligned counts are the multiples of `align`, the smallest no less than align, or all filters.
+    """
+    if align == 1:
+        return filters - pruned_count(filters, rate)
+    multiples = {*range(align, filters + 1, align), filters}
+    nearest: int = min(sorted(multiples), key=lambda count: abs(count - filters * (1 - rate)))
+    return nearest
+
+
 def select(
     model: nn.Module,
     criterion: str = "gm",
     rate: float = 0.4,
-    layers: Iterable[str] | None = None,
+    residual: str = "independent",
+    align: int = 1,
     seed: int = 0,
+    blocks: Iterable[Block] | None = None,
     **options: Any,
 ) -> dict[str, Tensor]:
-    """Choose the filters to keep, layer by layer; ties go by the lowest index. Changes nothing.
+    """Choose the filters to keep, block by block; ties go by the lowest index. Changes nothing.
 
-    criterion: a name in CRITERIA, `options` go to its function; layers: the convolutions to prune,
-    by default all that the network's graph allows; seed: for `random`.
-    Returns convolution -> kept filters, sorted. Raises SelectionError for an unknown criterion and
-    for a rate outside [0, 1) or one that would leave a layer empty.
+    criterion: a name in CRITERIA, `options` go to its function; residual: see fpgm.coupling;
+    align: kept counts are multiples of it; seed: for `random`; blocks: what may be pruned, by
+    default found in the network's graph.
+    Returns convolution -> kept filters, sorted. Raises SelectionError for an unknown criterion or
+    mode, a rate outside [0, 1) and one that would leave a layer empty.
     """
     if criterion not in CRITERIA:
         raise SelectionError(f"criterion={criterion}: choose one of {', '.join(CRITERIA)}")
+    if residual not in RESIDUAL:
+        raise SelectionError(f"residual={residual}: choose one of {', '.join(RESIDUAL)}")
     if not 0 <= rate < 1:
         raise SelectionError(f"rate={rate}: must be at least 0 and below 1, for example rate=0.4")
-    modules = dict(model.named_modules())
-    keep = {}
-    for name in trace(model).prunable if layers is None else layers:
-        weight = modules[name].weight
-        assert isinstance(weight, Tensor)
-        pruned = pruned_count(len(weight), rate)
-        if pruned == len(weight):
+    blocks = couple(trace(model), residual).blocks if blocks is None else blocks
+    scores: dict[str, Tensor] = {}
+    keep: dict[str, list[Tensor]] = {}
+    for block in blocks:
+        kept = kept_count(len(block), rate, align)
+        if kept == 0:
             raise SelectionError(
-                f"rate={rate}: would prune all {len(weight)} filters of {name}; "
-                f"at most {(len(weight) - 1) / len(weight):.4g} leaves it one"
+                f"rate={rate}: would prune all {len(block)} filters of {block.members[0][0]}; "
+                f"at most {(len(block) - 1) / len(block):.4g} leaves it one"
             )
-        extra: dict[str, Any] = {}
-        if criterion == "mix":
-            extra["pruned"] = pruned
-        elif criterion == "random":  # layers of one size must not lose the same filters
-            extra["seed"] = zlib.crc32(f"{seed}/{name}".encode())
-        scores = CRITERIA[criterion](weight, **options, **extra)
-        keep[name] = torch.argsort(scores, stable=True)[pruned:].sort().values
-    return keep
+        for name, _ in block.members:
+            if name not in scores:
+                scores[name] = _scores(model, name, criterion, rate, seed, options)
+        ranking = torch.argsort(block_scores(block, scores), stable=True)
+        for name, filters in block.members:
+            keep.setdefault(name, []).append(filters[ranking[len(block) - kept :].cpu()])
+    return {name: torch.cat(parts).sort().values for name, parts in keep.items()}
+
+
+def block_scores(block: Block, scores: Mapping[str, Tensor]) -> Tensor:
+    """One score for each channel of a block, (n,).
+
+    Layers differ in scale: where several write a channel, each layer's scores are divided by
+    their mean over the layer, and the mean over the layers is taken.
+    """
+    if len(block.members) == 1:
+        ((name, filters),) = block.members
+        return scores[name][filters]
+    parts = []
+    for name, filters in block.members:
+        mean = scores[name].mean()
+        parts.append(scores[name][filters] / (mean if mean > 0 else 1))
+    return torch.stack(parts).mean(0)
+
+
+def _scores(
+    model: nn.Module, name: str, criterion: str, rate: float, seed: int, options: dict[str, Any]
+) -> Tensor:
+    weight = model.get_submodule(name).weight
+    assert isinstance(weight, Tensor)
+    extra: dict[str, Any] = {}
+    if criterion == "mix":
+        extra["pruned"] = pruned_count(len(weight), rate)
+    elif criterion == "random":  # layers of one size must not lose the same filters
+        extra["seed"] = zlib.crc32(f"{seed}/{name}".encode())
+    return CRITERIA[criterion](weight, **options, **extra)
 
 
 def pruned(model: nn.Module, keep: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -24,7 +24,6 @@ from fpgm.machine import autocast, choose_device, choose_precision, environment
 from fpgm.pruning import Pruning
 from fpgm.run import Run
 from fpgm.schedules import learning_rate, masked
-from fpgm.selection import select
 
 log = logging.getLogger("fpgm")
 
@@ -208,7 +207,6 @@ def conclude(job: Job, history: list[dict[str, Any]], config: dict[str, Any]) ->
             f"the compact network differs from the zeroed one by {equivalence['max_abs_diff']:.3g},"
             f" more than {limit:.3g}: no report; both networks are kept in {job.directory}"
         )
-    graph = trace(model)
     dense, compacted = cost(model, images.image_shape), cost(small, images.image_shape)
     macs = {layer.name: layer.macs for layer in dense.layers}
     return result.report(
@@ -217,19 +215,18 @@ def conclude(job: Job, history: list[dict[str, Any]], config: dict[str, Any]) ->
         history=history,
         costs=(dense, compacted),
         sizes=(sizes[0], sizes[1]),
-        paper_macs=paper_reduction(graph, macs, job.config.rate),
+        paper_macs=paper_reduction(trace(model), macs, job.config.rate),
         accuracies=(accuracy(full, images.test_labels), accuracy(reduced, images.test_labels)),
         equivalence=equivalence,
-        kept_full=graph.kept_full,
+        kept_full=job.pruning.couples.kept_full,
         train_images=len(images.train_images),
     )
 
 
 def expected_macs(job: Job) -> tuple[int, int]:
     """MACs of the network at full width and compacted as the weights stand now."""
-    c, shape = job.config, job.images.image_shape
-    options = c.criterion.options()
-    keep = select(job.model, c.criterion.name, c.rate, job.pruning.layers, c.seed, **options)
+    shape = job.images.image_shape
+    keep = job.pruning.selection(job.config.rate)
     return cost(job.model, shape).macs, cost(compact(job.model, keep), shape).macs
 
 

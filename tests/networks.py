@@ -144,7 +144,7 @@ class Mysterious(nn.Module):
         self.free = nn.Conv2d(3, 8, 3, padding=1)
         self.shuffled = nn.Conv2d(8, 8, 3, padding=1)
         self.twice = nn.Conv2d(8, 8, 3, padding=1)
-        self.depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.grouped = nn.Conv2d(8, 8, 3, padding=1, groups=4)
         self.fed = nn.Conv2d(8, 8, 1)
         self.head = nn.Conv2d(8, 4, 1)
 
@@ -152,5 +152,5 @@ class Mysterious(nn.Module):
         x = self.shuffled(F.relu(self.free(x)))
         x = x.softmax(1)
         x = self.twice(self.twice(x))
-        x = self.depthwise(self.fed(x))
+        x = self.grouped(self.fed(x))
         return self.head(x).mean((2, 3))

@@ -15,6 +15,7 @@ from torch import nn
 import fpgm
 from fpgm import checkpoint
 from fpgm.compaction import compact, equivalence, load
+from fpgm.coupling import couple
 from fpgm.graph import GraphError, trace
 from fpgm.layers import BorderConv2d, Expand
 
@@ -97,7 +98,7 @@ def test_asking_for_sizes_and_scaling_keeps_nothing_whole() -> None:
             x = nn.functional.avg_pool2d(x, x.size()[3]) - 1
             return self.fc(x.view(x.shape[0], -1))
 
-    assert trace(Sizes()).prunable == ("conv",)
+    assert couple(trace(Sizes())).layers == ("conv",)
     model, keep = zeroed(0, 0.5, Sizes(), torch.float64)
     small = compact(model, keep)
     assert error(model, small, images(0, 2, 3, 8, 8, dtype=torch.float64)) <= 1e-12
@@ -164,13 +165,13 @@ def test_compact_leaves_the_network_as_it_was() -> None:
 
 
 def test_what_is_not_understood_is_kept_and_named() -> None:
-    graph = trace(Mysterious())
-    assert graph.prunable == ("free",)
-    assert "softmax" in graph.kept_full["shuffled"]
-    assert "depthwise" in graph.kept_full["fed"]
-    assert graph.kept_full["twice"] == "its weight is used twice"
-    assert graph.kept_full["depthwise"] == "a grouped convolution"
-    assert graph.kept_full["head"] == "its filters are outputs of the network"
+    coupled = couple(trace(Mysterious()))
+    assert coupled.layers == ("free",)
+    assert "softmax" in coupled.kept_full["shuffled"]
+    assert "grouped" in coupled.kept_full["fed"]
+    assert coupled.kept_full["twice"] == "its weight is used twice"
+    assert coupled.kept_full["grouped"] == "a grouped convolution"
+    assert coupled.kept_full["head"] == "its filters are outputs of the network"
     model, keep = zeroed(0, 0.5, Mysterious(), torch.float64)
     x = images(0, 2, 3, 9, 9, dtype=torch.float64)
     assert error(model, compact(model, keep), x) <= 1e-12
@@ -199,7 +200,7 @@ def test_keep_that_cannot_be_followed_is_refused(keep, message: str) -> None:
 
 def test_grouped_convolution_is_refused_with_the_reason() -> None:
     with pytest.raises(GraphError, match="a grouped convolution"):
-        compact(Mysterious(), {"depthwise": torch.tensor([0, 1])})
+        compact(Mysterious(), {"grouped": torch.tensor([0, 1])})
 
 
 def test_network_with_control_flow_says_that_it_cannot_be_traced() -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import fpgm
+from fpgm.coupling import couple
 from fpgm.criteria import CRITERIA
 from fpgm.graph import trace
 from fpgm.selection import SelectionError, pruned, pruned_count, select, zero_
@@ -90,9 +91,9 @@ def test_unknown_criterion_lists_the_choices() -> None:
 def test_all_convolutions_are_pruned_but_projection_shortcuts(
     arch: str, prunable: int, projections: int
 ) -> None:
-    graph = trace(fpgm.model(arch))
-    assert len(graph.prunable) == prunable
+    coupled = couple(trace(fpgm.model(arch)))
+    assert len(coupled.layers) == prunable
     assert all(
-        "downsample" in name and "projection" in why for name, why in graph.kept_full.items()
+        "downsample" in name and "projection" in why for name, why in coupled.kept_full.items()
     )
-    assert len(graph.kept_full) == projections
+    assert len(coupled.kept_full) == projections
