@@ -82,8 +82,9 @@ class Optimizer:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """One run. rate: share of each layer's filters to prune; pretrained: a run directory or a
-    checkpoint to start from."""
+    """One run. rate: share of each layer's filters to prune; macs_target: share of the dense
+    network's MACs, in place of rate; residual: see fpgm.coupling; align: kept counts are multiples
+    of it; pretrained: a run directory or a checkpoint to start from."""
 
     dataset: Dataset
     arch: str
@@ -91,6 +92,9 @@ class Config:
     schedule: Schedule
     optimizer: Optimizer
     rate: float = _number(0, 1, below=True, example="0.4")
+    macs_target: float | None = _number(0.001, 1, example="0.5")
+    residual: str = _choice("independent", "shared", "inner")
+    align: int = _number(1, 1024, example="8")
     epochs: int = _number(1, example="200")
     batch_size: int = _number(1, example="128")
     seed: int = _number(0, 2**31 - 1, example="0")

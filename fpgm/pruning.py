@@ -9,7 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from fpgm import schedules
+from fpgm.budget import BudgetError, rate_nearest, rate_under
+from fpgm.compaction import compact
 from fpgm.config import Config
+from fpgm.counting import cost
 from fpgm.coupling import couple
 from fpgm.graph import trace
 from fpgm.selection import pruned, select, zero_
@@ -18,24 +21,57 @@ from fpgm.selection import pruned, select, zero_
 class Pruning:
     """State: `keep`, convolution -> kept filters, and which pruned filters have seen a gradient."""
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, config: Config) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        config: Config,
+        image: tuple[int, int, int],
+    ) -> None:
         self.model = model
         self.optimizer = optimizer
         self.config = config
-        self.couples = couple(trace(model))
+        self.image = image
+        self.couples = couple(trace(model), config.residual)
         self.choose(0.0)
 
     def choose(self, rate: float) -> None:
         """Select at `rate` on the current weights; nothing is zeroed yet."""
-        self.use(self.selection(rate))
+        self.use(self.selection(rate, self.config.align if rate else 1))
 
-    def selection(self, rate: float) -> dict[str, Tensor]:
+    def selection(self, rate: float, align: int) -> dict[str, Tensor]:
         """The filters to keep at `rate` by the current weights."""
         c = self.config
-        options = c.criterion.options()
         return select(
-            self.model, c.criterion.name, rate, seed=c.seed, blocks=self.couples.blocks, **options
+            self.model,
+            c.criterion.name,
+            rate,
+            align=align,
+            seed=c.seed,
+            blocks=self.couples.blocks,
+            **c.criterion.options(),
         )
+
+    def full_rate(self) -> float:
+        """The rate that the run asks for: as given, or found on the compact network's MACs."""
+        c = self.config
+
+        def macs(rate: float, align: int = c.align) -> int:
+            small = compact(self.model, self.selection(rate, align))
+            return cost(small, self.image).macs
+
+        if c.macs_target is not None:
+            limit = c.macs_target * cost(self.model, self.image).macs
+            try:
+                return rate_under(limit, macs)
+            except BudgetError as error:
+                raise BudgetError(
+                    f"macs_target={c.macs_target}: not to be reached with residual={c.residual} "
+                    f"align={c.align}: {error}"
+                ) from error
+        if c.align > 1 and c.rate > 0:
+            return rate_nearest(macs(c.rate, 1), macs)
+        return c.rate
 
     def use(self, keep: Mapping[str, Tensor]) -> None:
         """Take over a selection."""
@@ -55,7 +91,7 @@ class Pruning:
 
     def start(self) -> None:
         """Before the first epoch."""
-        rate = schedules.rate_before(self.config.schedule, self.config.rate)
+        rate = schedules.rate_before(self.config.schedule, self.full_rate())
         if rate is not None:
             self.choose(rate)
             zero_(self.model, self.keep)
@@ -92,9 +128,9 @@ class Pruning:
         schedule, epochs = self.config.schedule, self.config.epochs
         facts = {"churn": 0.0, "revived": self.revived(), "dead": self.dead()}
         old = self._masks
-        rate = schedules.rate_after(schedule, epoch, epochs, self.config.rate)
+        rate = schedules.rate_after(schedule, epoch, epochs, 1.0)  # a share of the full rate
         if rate is not None:
-            self.choose(rate)
+            self.choose(rate * self.full_rate())
             new = sum(int((mask & ~old[name]).sum()) for name, mask in self._masks.items())
             facts["churn"] = new / self.count if self.count else 0.0
         changed = self.revived() > 0

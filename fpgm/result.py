@@ -22,9 +22,17 @@ def opening_line(config: Config, images: str, macs: tuple[int, int], machine: st
     dense, small = macs
     return (
         f"{config.arch} on {config.dataset.name} ({images}), {config.criterion.name}, "
-        f"{config.schedule.name}, rate {config.rate}: {dense:,} MACs -> about {small:,} "
+        f"{config.schedule.name}, {_asked(config)}: {dense:,} MACs -> about {small:,} "
         f"({100 * (small / dense - 1):+.1f} %), epochs {config.epochs}, {machine}"
     )
+
+
+def _asked(config: Config) -> str:
+    amount = (
+        f"rate {config.rate}" if config.macs_target is None else f"macs_target {config.macs_target}"
+    )
+    residual = "" if config.residual == "independent" else f" residual {config.residual}"
+    return amount + residual + (f" align {config.align}" if config.align > 1 else "")
 
 
 def epoch_line(row: Mapping[str, Any], epochs: int) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -60,15 +61,10 @@ def select(
     if not 0 <= rate < 1:
         raise SelectionError(f"rate={rate}: must be at least 0 and below 1, for example rate=0.4")
     blocks = couple(trace(model), residual).blocks if blocks is None else blocks
+    blocks = list(blocks)
     scores: dict[str, Tensor] = {}
     keep: dict[str, list[Tensor]] = {}
-    for block in blocks:
-        kept = kept_count(len(block), rate, align)
-        if kept == 0:
-            raise SelectionError(
-                f"rate={rate}: would prune all {len(block)} filters of {block.members[0][0]}; "
-                f"at most {(len(block) - 1) / len(block):.4g} leaves it one"
-            )
+    for block, kept in zip(blocks, kept_counts(blocks, rate, align), strict=True):
         for name, _ in block.members:
             if name not in scores:
                 scores[name] = _scores(model, name, criterion, rate, seed, options)
@@ -76,6 +72,35 @@ def select(
         for name, filters in block.members:
             keep.setdefault(name, []).append(filters[ranking[len(block) - kept :].cpu()])
     return {name: torch.cat(parts).sort().values for name, parts in keep.items()}
+
+
+def kept_counts(blocks: Sequence[Block], rate: float, align: int = 1) -> list[int]:
+    """How many channels of each block stay. Raises SelectionError where a layer would be empty.
+
+    It is the layer that is to have `kept_count` filters, and a layer may be made of several blocks
+    (of a stream that grows by shortcuts A, the channels that were there before and the new ones).
+    Each block follows its narrowest layer, and gets its share of what that one has still to keep.
+    """
+    sizes: Counter[str] = Counter()
+    for block in blocks:
+        sizes.update({name: len(block) for name, _ in block.members})
+    undecided, decided = Counter(sizes), Counter[str]()
+    counts = []
+    for block in blocks:
+        layer = min((name for name, _ in block.members), key=lambda name: sizes[name])
+        target = kept_count(sizes[layer], rate, align)
+        if target == 0:
+            raise SelectionError(
+                f"rate={rate}: would prune all {sizes[layer]} filters of {layer}; at most "
+                f"{(sizes[layer] - 1) / sizes[layer]:.4g} leaves it one"
+            )
+        share = (target - decided[layer]) * len(block) / undecided[layer]
+        kept = min(max(round(share), 0), len(block))
+        for name, _ in block.members:
+            undecided[name] -= len(block)
+            decided[name] += kept
+        counts.append(kept)
+    return counts
 
 
 def block_scores(block: Block, scores: Mapping[str, Tensor]) -> Tensor:

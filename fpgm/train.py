@@ -103,7 +103,7 @@ def prepare(config: Config, directory: Path) -> Job:
         model.parameters(), o.lr, o.momentum, weight_decay=o.weight_decay, nesterov=o.nesterov
     )
     precision = choose_precision(config.precision, device)
-    pruning = Pruning(model, optimizer, config)
+    pruning = Pruning(model, optimizer, config, images.image_shape)
     return Job(config, directory, images, arch, model, optimizer, pruning, precision)
 
 
@@ -208,6 +208,8 @@ def conclude(job: Job, history: list[dict[str, Any]], config: dict[str, Any]) ->
             f" more than {limit:.3g}: no report; both networks are kept in {job.directory}"
         )
     dense, compacted = cost(model, images.image_shape), cost(small, images.image_shape)
+    c = job.config
+    as_paper = c.residual == "independent" and c.align == 1 and c.macs_target is None
     macs = {layer.name: layer.macs for layer in dense.layers}
     return result.report(
         config=config,
@@ -215,7 +217,7 @@ def conclude(job: Job, history: list[dict[str, Any]], config: dict[str, Any]) ->
         history=history,
         costs=(dense, compacted),
         sizes=(sizes[0], sizes[1]),
-        paper_macs=paper_reduction(trace(model), macs, job.config.rate),
+        paper_macs=paper_reduction(trace(model), macs, job.config.rate) if as_paper else None,
         accuracies=(accuracy(full, images.test_labels), accuracy(reduced, images.test_labels)),
         equivalence=equivalence,
         kept_full=job.pruning.couples.kept_full,
@@ -226,7 +228,7 @@ def conclude(job: Job, history: list[dict[str, Any]], config: dict[str, Any]) ->
 def expected_macs(job: Job) -> tuple[int, int]:
     """MACs of the network at full width and compacted as the weights stand now."""
     shape = job.images.image_shape
-    keep = job.pruning.selection(job.config.rate)
+    keep = job.pruning.selection(job.pruning.full_rate(), job.config.align)
     return cost(job.model, shape).macs, cost(compact(job.model, keep), shape).macs
 
 

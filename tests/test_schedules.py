@@ -29,7 +29,7 @@ def config(schedule: Schedule, **changes) -> Config:
         dataset=Dataset(name="digits", root=None, image_size=None, pad=1, flip=False),
         arch="resnet20", criterion=Criterion(name="gm", distance="l2", norm_share=None),
         schedule=schedule, optimizer=SGD, rate=0.4, epochs=4, batch_size=16, seed=0, device="cpu",
-        precision="float32", pretrained=None,
+        precision="float32", pretrained=None, macs_target=None, residual="independent", align=1,
     )  # fmt: skip
     return replace(base, **changes)
 
@@ -42,7 +42,7 @@ def trained(c: Config, steps: int = 3) -> tuple[list[dict], Pruning]:
     sgd = torch.optim.SGD(
         model.parameters(), o.lr, o.momentum, weight_decay=o.weight_decay, nesterov=True
     )
-    pruning = Pruning(model, sgd, c)
+    pruning = Pruning(model, sgd, c, (3, 12, 12))
     pruning.start()
     rows = []
     for epoch in range(c.epochs):
@@ -132,7 +132,7 @@ def test_learning_rate_falls_where_the_papers_let_it_fall() -> None:
 def test_masking_takes_no_gradient_from_a_kept_filter() -> None:
     model = randomised(fpgm.model("resnet20"), 0).train()
     sgd = torch.optim.SGD(model.parameters(), 0.1)
-    pruning = Pruning(model, sgd, config(FROZEN))
+    pruning = Pruning(model, sgd, config(FROZEN), (3, 12, 12))
     pruning.start()
     F.cross_entropy(model(torch.randn(4, 3, 12, 12)), torch.tensor([0, 1, 2, 3])).backward()
     before = {name: p.grad.clone() for name, p in model.named_parameters()}
