@@ -38,34 +38,46 @@ def read(path: Path, keys: Iterable[str] = ()) -> dict[str, Any]:
                 f"{path}: holds Python objects and not only tensors; refused, nothing was executed"
             ) from error
         raise CheckpointError(f"{path}: truncated or damaged") from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except Exception as error:  # torch.load lets whatever a damaged file causes through
         raise CheckpointError(f"{path}: truncated or damaged ({first_line(error)})") from error
-    missing = [key for key in keys if not isinstance(content, dict) or key not in content]
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: not written by fpgm, holds a {type(content).__name__}")
+    missing = [key for key in keys if key not in content]
     if missing:
         raise CheckpointError(f"{path}: not written by fpgm, has no {missing[0]!r}")
-    return dict(content)
+    return content
 
 
 def save_epoch(directory: Path, state: Mapping[str, Any]) -> None:
-    """Write `last.pt`; the one before it stays as `previous.pt`. Raises OSError."""
-    last = directory / "last.pt"
-    buffer = io.BytesIO()
-    torch.save(dict(state), buffer)
+    """Write `last.pt`; the one before it stays as `previous.pt`. Raises OSError.
+
+    Both are renamed only when the new one is on the disk: at any moment one of them is whole.
+    """
+    last, new = directory / "last.pt", directory / ".next.pt"
+    write(new, state)
     if last.exists():
         os.replace(last, directory / "previous.pt")
-    write_bytes(last, buffer.getvalue())
+    os.replace(new, last)
 
 
 def restore_epoch(directory: Path) -> tuple[dict[str, Any] | None, str | None]:
-    """The newest state that can be read, or None, and a line about one that could not."""
-    problem = None
+    """The newest state that can be read, or None, and a line about what could not be read.
+
+    A file that cannot be read is set aside as NAME.damaged, so that it never takes the place of a
+    good one.
+    """
+    problems = []
     for name in ("last.pt", "previous.pt"):
-        if (directory / name).exists():
+        path = directory / name
+        if path.exists():
             try:
-                return read(directory / name), problem
+                state = read(path, ("model", "optimizer", "keep", "history"))
             except CheckpointError as error:
-                problem = f"{error}; going back to the epoch before"
-    return None, problem
+                problems.append(str(error))
+                os.replace(path, path.with_suffix(".pt.damaged"))
+            else:
+                return state, f"{problems[0]}; going back to the epoch before" if problems else None
+    return None, "; ".join([*problems, "starting over"]) if problems else None
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -74,7 +86,9 @@ def load_weights(model: nn.Module, path: Path) -> None:
     Raises CheckpointError that names the first parameter that does not match.
     """
     content = read(path)
-    weights: Mapping[str, Tensor] = content.get("state_dict", content)
+    weights = content.get("state_dict", content)
+    if not isinstance(weights, dict) or not all(isinstance(w, Tensor) for w in weights.values()):
+        raise CheckpointError(f"{path}: holds no state_dict of a network")
     weights = {name.removeprefix("module."): value for name, value in weights.items()}
     for name, own in model.state_dict().items():
         if name not in weights:

@@ -53,12 +53,20 @@ def run_name(overrides: Sequence[str]) -> str:
 def quoted(word: str) -> str:
     """A path such as outputs/criterion=gm,rate=0.4 put in quotes, as Hydra's grammar wants it.
 
-    A list of paths to sweep over stays one, if the whole of it is not itself a path.
+    What is a path as a whole is one; else, if its parts between commas all are, it is a sweep.
     """
     key, _, value = word.partition("=")
-    odd = re.search(r"[=~ ]", value) or Path(value).exists()
-    plain = key in ("pretrained", "dataset.root", "hydra.run.dir") and not re.match("['\"]", value)
-    return f"{key}='{value}'" if plain and value and odd else word
+    if key not in ("pretrained", "dataset.root", "hydra.run.dir") or re.match("['\"$]|$", value):
+        return word
+    parts = value.split(",")
+    sweep = not _exists(value) and len(parts) > 1 and all(map(_exists, parts))
+    if sweep:
+        return f"{key}=" + ",".join(f"'{part}'" for part in parts)
+    return f"{key}='{value}'" if _exists(value) or re.search(r"[=~ ]", value) else word
+
+
+def _exists(path: str) -> bool:
+    return os.path.exists(os.path.expanduser(path))
 
 
 OmegaConf.register_new_resolver("run_name", lambda words: run_name(list(words)), replace=True)
@@ -141,8 +149,10 @@ def explain(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}{_ADVICE.get(error.errno or 0, '')}"
     ours = type(error).__module__.startswith("fpgm.")
-    if ours or isinstance(error, HydraException | OmegaConfBaseException):
+    if ours:
         return str(error)
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return str(error).splitlines()[0]
     first = (str(error).splitlines() or [""])[0]
     return f"{type(error).__name__}: {first} (HYDRA_FULL_ERROR=1 shows where)"
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, fx, nn
 
-from fpgm.checkpoint import read
-from fpgm.graph import trace
+from fpgm.checkpoint import CheckpointError, read
+from fpgm.graph import evaluating, trace
 from fpgm.models import model as build_model
 from fpgm.rewriting import Keep, Rewriter
 
@@ -22,7 +22,7 @@ def compact(model: nn.Module, keep: Keep) -> fx.GraphModule:
     """
     rewriter = Rewriter(trace(model), keep)
     small = rewriter.run()
-    for name, attribute in rewriter.foldings:
+    for name, attribute in dict.fromkeys(rewriter.foldings):
         module = small.get_submodule(name)
         if not getattr(module, attribute).any():
             setattr(module, attribute, None)
@@ -30,7 +30,7 @@ def compact(model: nn.Module, keep: Keep) -> fx.GraphModule:
 
 
 def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
-    """The network in a `compact.pt`, in eval mode. Nothing is unpickled but tensors.
+    """The network in a `compact.pt` or `zeroed.pt`, in eval mode. Only tensors are unpickled.
 
     model: a network of the original architecture, where it is not one of fpgm's own.
     Raises CheckpointError for a file that is damaged, unsafe or something else.
@@ -39,19 +39,27 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     if model is None:
         with torch.random.fork_rng(devices=[]):  # the initialisation is thrown away
             model = build_model(**saved["arch"])
+    shapes = {name: value.shape for name, value in model.state_dict().items()}
+    if shapes == {name: value.shape for name, value in saved["state_dict"].items()}:
+        model.load_state_dict(saved["state_dict"])
+        return model.eval()
     rewriter = Rewriter(trace(model), saved["keep"])
     small = rewriter.run()
     for name, attribute in rewriter.foldings:
         if f"{name}.{attribute}" not in saved["state_dict"]:
             setattr(small.get_submodule(name), attribute, None)
-    small.load_state_dict(saved["state_dict"])
+    try:
+        small.load_state_dict(saved["state_dict"])
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: not a network of this architecture ({error})") from error
     return small
 
 
 @torch.inference_mode()
 def equivalence(zeroed: nn.Module, small: nn.Module, images: Tensor) -> dict[str, float]:
     """How far the outputs of two networks lie apart on `images` (B, C, H, W), in eval mode."""
-    return compare(zeroed.eval()(images), small.eval()(images))
+    with evaluating(zeroed, small):
+        return compare(zeroed(images), small(images))
 
 
 def compare(full: Tensor, reduced: Tensor) -> dict[str, float]:

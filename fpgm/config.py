@@ -124,6 +124,10 @@ class Config:
 def _contradictions(config: Config) -> Iterable[str]:
     if config.optimizer.nesterov and config.optimizer.momentum == 0:
         yield "optimizer.nesterov=true: needs momentum, for example optimizer.momentum=0.9"
+    c = config.criterion
+    for key, value, owner in (("distance", c.distance, "gm"), ("norm_share", c.norm_share, "mix")):
+        if value is not None and c.name != owner:
+            yield f"criterion.{key}={value}: only criterion={owner} takes it"
     if config.schedule.name == "hard" and config.rate > 0 and config.pretrained is None:
         yield "schedule=hard: prunes a trained network, name it with pretrained=RUN_DIR"
     if config.dataset.name == "image_folder" and config.dataset.root is None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fpgm import operations as ops
 from fpgm.coupling import couple
-from fpgm.graph import ChannelGraph
+from fpgm.graph import ChannelGraph, evaluating
 from fpgm.layers import BorderConv2d
 
 
@@ -55,13 +55,11 @@ def cost(model: nn.Module, image: tuple[int, int, int]) -> Cost:
         for name, module in model.named_modules()
         if isinstance(module, nn.Conv2d | nn.Linear)
     ]
-    training = model.training
     parameter = next(model.parameters())
     try:
-        with torch.inference_mode():
-            model.eval()(torch.zeros(1, *image, dtype=parameter.dtype, device=parameter.device))
+        with evaluating(model), torch.inference_mode():
+            model(torch.zeros(1, *image, dtype=parameter.dtype, device=parameter.device))
     finally:
-        model.train(training)
         for hook in hooks:
             hook.remove()
     constants = [b for n, b in model.named_buffers() if n.endswith((".border", ".constant"))]

@@ -20,7 +20,8 @@ def logits(model: nn.Module, images: data.Data, dtype: torch.dtype | None = None
     model.eval()
     device = images.test_images.device
     # TF32 keeps 10 bits of a product: too few to show two networks equal.
-    with autocast(device, dtype), torch.backends.cudnn.flags(allow_tf32=False):
+    exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+    with autocast(device, dtype), exact:
         parts = [model(batch).float() for batch, _ in data.test_batches(images, TEST_BATCH)]
     return torch.cat(parts)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, fx, nn
 
 from fpgm.operations import (
@@ -21,14 +23,13 @@ from fpgm.operations import (
     OUTPUT,
     POOL,
     SLICE,
+    GraphError,
     argument,
+    hooked,
     kind_of,
     reads_no_channels,
 )
-
-
-class GraphError(ValueError):
-    """A network that cannot be traced or compacted."""
+from fpgm.overwriting import InplaceTracer, overwritten
 
 
 @dataclass(frozen=True)
@@ -36,13 +37,15 @@ class ChannelGraph:
     """A traced network.
 
     kinds: what each node does to channels (see fpgm.operations), in the order of execution;
-    flat: nodes known to be (batch, features); kept_full: convolutions that cannot be pruned and
+    flat: nodes known to be (batch, features); overwritten: operation in place -> the earlier nodes
+    that hold its result from there on; kept_full: convolutions that cannot be pruned and
     why; projections: those on a residual shortcut.
     """
 
     module: fx.GraphModule
     kinds: dict[fx.Node, str]
     flat: set[fx.Node]
+    overwritten: dict[fx.Node, list[fx.Node]]
     kept_full: dict[str, str]
     projections: tuple[str, ...]
 
@@ -59,7 +62,7 @@ class ChannelGraph:
             if name not in filters:
                 reason = self.kept_full.get(name, "no such convolution")
                 raise GraphError(f"keep[{name!r}]: {reason}")
-            kept = kept.unique()
+            kept = torch.as_tensor(kept).unique()
             width = int(getattr(filters[name], "out_channels"))  # noqa: B009
             if len(kept) == 0:
                 raise GraphError(f"keep[{name!r}] is empty: a layer needs at least one filter")
@@ -75,19 +78,30 @@ class ChannelGraph:
         return node
 
 
+@contextlib.contextmanager
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    """Eval mode inside; every module's own mode again afterwards."""
+    modes = {module: module.training for model in models for module in model.modules()}
+    try:
+        for model in models:
+            model.eval()
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
 def trace(model: nn.Module) -> ChannelGraph:
     """Trace `model` in eval mode and classify its operations. The model is left as it is.
 
     Raises GraphError where Python control flow depends on the data.
     """
-    modes = {module: module.training for module in model.modules()}
-    try:
-        traced = fx.symbolic_trace(model.eval())
-    except (fx.proxy.TraceError, TypeError, RuntimeError) as error:
-        raise GraphError(f"{type(model).__name__} cannot be traced by torch.fx: {error}") from error
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    with evaluating(model):
+        try:
+            traced = fx.GraphModule(model, InplaceTracer().trace(model))
+        except (fx.proxy.TraceError, TypeError, RuntimeError) as error:
+            name = type(model).__name__
+            raise GraphError(f"{name} cannot be traced by torch.fx: {error}") from error
     modules = dict(traced.named_modules())
     calls = Counter(str(n.target) for n in traced.graph.nodes if n.op == "call_module")
     twice = {name for name, count in calls.items() if count > 1} | _shared_parameters(modules)
@@ -100,7 +114,8 @@ def trace(model: nn.Module) -> ChannelGraph:
         if _flattens(node, kinds[node], flat):
             flat.add(node)
     kept_full = _kept_full(kinds, flat, modules, twice)
-    return ChannelGraph(traced, kinds, flat, kept_full, tuple(_projections(kinds)))
+    replaced = overwritten(kinds, modules)
+    return ChannelGraph(traced, kinds, flat, replaced, kept_full, tuple(_projections(kinds)))
 
 
 def _fits(node: fx.Node, kind: str, flat: set[fx.Node], modules: dict[str, nn.Module]) -> bool:
@@ -152,9 +167,18 @@ def _kept_full(
         elif kind == DEPTHWISE:
             writers[node] = {name, *carried}
         elif node.op == "call_module" and isinstance(modules[name], nn.Conv2d):
-            grouped = "a grouped convolution" if name not in twice else "its weight is used twice"
-            reasons[name] = grouped
+            reasons[name] = _strange(modules[name], name in twice)
     return reasons
+
+
+def _strange(conv: nn.Module, twice: bool) -> str:
+    if twice:
+        return "its weight is used twice"
+    if hooked(conv):
+        return "it has a hook"
+    if type(conv) is not nn.Conv2d or getattr(conv, "groups", 1) == 1:
+        return "not a plain convolution"
+    return "a grouped convolution"
 
 
 def _projections(kinds: dict[fx.Node, str]) -> Iterator[str]:

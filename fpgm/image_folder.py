@@ -94,7 +94,7 @@ def _decoded(files: Sequence[Path], size: int, root: Path) -> Tensor:
     if cache.is_file():
         try:
             return torch.from_numpy(np.load(cache))
-        except (OSError, ValueError):
+        except (OSError, ValueError, EOFError):
             cache.unlink()  # cut off while it was written by an older version, or damaged
     images = np.empty((len(files), 3, size, size), np.uint8)
 

@@ -43,7 +43,7 @@ class Expand(nn.Module):
         self.register_buffer("constant", constant)
 
     def forward(self, x: Tensor) -> Tensor:
-        runs = x.unflatten(1, (len(self.positions), -1))
+        runs = x.unflatten(1, (len(self.positions), -1)) if x.dim() == 2 else x.unsqueeze(2)
         shape = (x.shape[0], self.width, *runs.shape[2:])
         wide = torch.zeros(shape, dtype=x.dtype, device=x.device).index_copy(
             1, self.positions, runs

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from functools import partial
 
+import torch
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
@@ -135,6 +136,21 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
         for name in ("resnet18", "resnet34", "resnet50", "resnet101")
     },
 }
+
+
+def check_size(name: str, network: nn.Module, image: tuple[int, int, int]) -> None:
+    """Raise ModelError where images of (C, H, W) are too small for a network."""
+    training = network.training
+    try:
+        with torch.inference_mode():
+            network.eval()(torch.zeros(1, *image))
+    except RuntimeError as error:
+        raise ModelError(
+            f"arch={name}: images of {image[1]}x{image[2]} are too small for it; try "
+            "dataset.image_size=32 or arch=resnet20"
+        ) from error
+    finally:
+        network.train(training)
 
 
 def model(name: str, num_classes: int = 10, in_channels: int = 3) -> nn.Module:

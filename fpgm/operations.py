@@ -73,6 +73,10 @@ def apply(node: fx.Node, modules: dict[str, nn.Module], constants: torch.Tensor)
     return result
 
 
+class GraphError(ValueError):
+    """A network that cannot be traced or compacted."""
+
+
 def kind_of(node: fx.Node, modules: dict[str, nn.Module]) -> str:
     """One of the kinds above, judged by the operation and its arguments alone."""
     if node.op == "output":
@@ -88,14 +92,23 @@ def kind_of(node: fx.Node, modules: dict[str, nn.Module]) -> str:
     others = kind == ELEMENTWISE and len(node.all_input_nodes) > 1
     # The rules for the kinds look for a tensor, or a list of them, in the first place.
     first = node.args[0] if node.args else None
-    tensors = first if kind == CAT and isinstance(first, list | tuple) else [first]
-    understood = not others and all(isinstance(tensor, fx.Node) for tensor in tensors)
-    return kind if understood else OPAQUE
+    if kind == CAT:
+        tensors = isinstance(first, list | tuple) and all(isinstance(n, fx.Node) for n in first)
+    else:
+        tensors = isinstance(first, fx.Node)
+    return kind if tensors and not others else OPAQUE
+
+
+def hooked(module: nn.Module) -> bool:
+    """Whether something runs before or after its forward, and may change anything."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _module_kind(module: nn.Module) -> str:
     # Exact types: a subclass may compute anything.
     kind = OPAQUE
+    if hooked(module):
+        return kind
     if type(module) is nn.Conv2d and module.groups == 1:
         kind = CONV
     elif type(module) is nn.Conv2d and module.groups == module.in_channels == module.out_channels:
@@ -205,7 +218,8 @@ def _pads_channels(node: fx.Node) -> bool:
     """F.pad(x, (0, 0, 0, 0, front, back)): whole channels of one value, no pixels."""
     pad = argument(node, 1, "pad", ())
     constant = argument(node, 2, "mode", "constant") == "constant"
-    return bool(len(pad) == 6 and not any(pad[:4]) and min(pad[4:]) >= 0 and constant)
+    typed = len(pad) == 6 and all(isinstance(p, int) for p in pad)
+    return bool(typed and not any(pad[:4]) and min(pad[4:]) >= 0 and constant)
 
 
 def _is_batch_size(size: Any) -> bool:

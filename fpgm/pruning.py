@@ -123,16 +123,19 @@ class Pruning:
     def after_epoch(self, epoch: int) -> dict[str, Any]:
         """Select again and zero, as the schedule says. Returns what happened, for the history.
 
-        changed: whether any weight did, so that the accuracy must be measured again.
+        pruned, revived, dead: of the filters that were pruned during the epoch; churn: share of
+        those pruned now that were not then; changed: whether any weight was, so that the accuracy
+        must be measured again.
         """
         schedule, epochs = self.config.schedule, self.config.epochs
-        facts = {"churn": 0.0, "revived": self.revived(), "dead": self.dead()}
+        held = {"pruned": self.count, "revived": self.revived(), "dead": self.dead()}
+        churn = 0.0
         old = self._masks
         rate = schedules.rate_after(schedule, epoch, epochs, 1.0)  # a share of the full rate
         if rate is not None:
             self.choose(rate * self.full_rate())
             new = sum(int((mask & ~old[name]).sum()) for name, mask in self._masks.items())
-            facts["churn"] = new / self.count if self.count else 0.0
+            churn = new / self.count if self.count else 0.0
         changed = self.revived() > 0
         if changed and (rate is not None or schedules.masked(schedule, epoch, epochs)):
             zero_(self.model, self.keep)
@@ -141,7 +144,7 @@ class Pruning:
         settling = schedules.settled(schedule, epoch + 1, epochs)
         if rate is not None and (schedule.reset_momentum or settling):
             self._clear_momentum()
-        return {"pruned": self.count, **facts, "changed": changed}
+        return {"churn": churn, **held, "changed": changed}
 
     @torch.no_grad()
     def _clear_momentum(self) -> None:

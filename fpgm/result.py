@@ -92,7 +92,7 @@ def report(
         },
         "equivalence": equivalence,
         "pruning": {
-            "pruned_filters": history[-1]["pruned"],
+            "pruned_filters": sum(a.filters - kept[a.name].filters for a in dense.layers),
             "churn": [row["churn"] for row in history],
             "revived": [row["revived"] for row in history],
             "dead_filters": history[-1]["dead"],
@@ -135,8 +135,13 @@ def table(report: Mapping[str, Any], directory: str) -> str:
     accuracy, same = report["accuracy"], report["equivalence"]
     rows = [
         ("", "dense", "compact", "change"),
-        ("MACs", f"{dense['macs']:,}", f"{small['macs']:,}", f"{-cut['macs']:+.2f} %"),
-        ("parameters", f"{dense['params']:,}", f"{small['params']:,}", f"{-cut['params']:+.2f} %"),
+        ("MACs", f"{dense['macs']:,}", f"{small['macs']:,}", f"{0 - cut['macs']:+.2f} %"),
+        (
+            "parameters",
+            f"{dense['params']:,}",
+            f"{small['params']:,}",
+            f"{0 - cut['params']:+.2f} %",
+        ),
         (
             "file, bytes",
             f"{dense['bytes']:,}",
@@ -150,7 +155,7 @@ def table(report: Mapping[str, Any], directory: str) -> str:
         for row in rows
     ]
     if cut["paper_macs"] is not None:
-        lines.append(f"the papers' closed form for this rate: {-cut['paper_macs']:+.2f} % MACs")
+        lines.append(f"the papers' closed form for this rate: {0 - cut['paper_macs']:+.2f} % MACs")
     lines += [
         f"accuracy before the last zeroing {accuracy['dense']:.2f} %, "
         f"zeroed {accuracy['zeroed_last']:.2f} %, compact {accuracy['compact_last']:.2f} %",

@@ -64,13 +64,16 @@ class Rewriter:
         }
         for node, kind in self.graph.kinds.items():
             self._channels[node] = rules.get(kind, self._opaque)(node)
-            if inplace(node, self.old):
+            for overwritten in self.graph.overwritten.get(node, ()):
                 # Nothing is overwritten in the new network, so whoever reads the argument from
                 # here on must be given the result.
-                overwritten = node.all_input_nodes[0]
                 self._node[overwritten] = self._node[node]
                 self._channels[overwritten] = self._channels[node]
-        return fx.GraphModule(self._parts, self._new).eval()
+        small = fx.GraphModule(self._parts, self._new).eval()
+        trained = {name: p.requires_grad for name, p in self.graph.module.named_parameters()}
+        for name, parameter in small.named_parameters():
+            parameter.requires_grad_(trained.get(name, parameter.requires_grad))
+        return small
 
     def _conv(self, node: fx.Node) -> Channels:
         name, old, keep = self._filters(node)
@@ -216,7 +219,10 @@ class Rewriter:
                 setattr(module, "inplace", False)  # noqa: B010
             self._parts[str(node.target)] = module
         elif node.op == "get_attr":
-            self._parts[str(node.target)] = attrgetter(str(node.target))(self.graph.module)
+            # Under a name of its own: the module that it belongs to may get narrower.
+            new.target = f"read_{str(node.target).replace('.', '_')}"
+            value = attrgetter(str(node.target))(self.graph.module)
+            self._parts[new.target] = copy.deepcopy(value)
         elif inplace(node, self.old):
             other = out_of_place(new)
             if other is not None:

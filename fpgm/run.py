@@ -87,15 +87,16 @@ class Run:
         writer.writeheader()
         writer.writerows(history)
         write_text(self.directory / "history.csv", text.getvalue())
-        row = history[-1]
+        new = history[-1:]
         if self._board is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            # What a killed run had written of the epochs from here on does not count.
-            self._board = SummaryWriter(str(self.directory), purge_step=row["epoch"])
-        for key, value in row.items():
-            if key != "epoch" and value is not None:
-                self._board.add_scalar(key, value, row["epoch"])
+            # Written again from the first epoch on: what a killed run left may have gaps.
+            self._board = SummaryWriter(str(self.directory), purge_step=history[0]["epoch"])
+            new = history
+        for row in new:
+            for key in row.keys() - {"epoch"}:
+                self._board.add_scalar(key, row[key], row["epoch"])
         self._board.flush()
 
     def finish(self, report: Mapping[str, Any], markdown: str) -> None:
@@ -119,9 +120,12 @@ class Run:
         os.write(self._lock, str(os.getpid()).encode())
 
     def _compare(self) -> None:
-        """Write config.yaml, or hold it against the one that is there."""
+        """Write config.yaml; where an epoch is done, hold it against the one that is there."""
         path = self.directory / "config.yaml"
-        if path.exists():
+        begun = any(
+            (self.directory / n).exists() for n in ("last.pt", "previous.pt", "report.json")
+        )
+        if path.exists() and begun:
             changed = differences(yaml.safe_load(path.read_text()), self.config)
             if changed:
                 raise RunError(

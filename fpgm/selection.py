@@ -68,7 +68,7 @@ def select(
         for name, _ in block.members:
             if name not in scores:
                 scores[name] = _scores(model, name, criterion, rate, seed, options)
-        ranking = torch.argsort(block_scores(block, scores), stable=True)
+        ranking = _ranking(block_scores(block, scores))
         for name, filters in block.members:
             keep.setdefault(name, []).append(filters[ranking[len(block) - kept :].cpu()])
     return {name: torch.cat(parts).sort().values for name, parts in keep.items()}
@@ -119,6 +119,15 @@ def block_scores(block: Block, scores: Mapping[str, Tensor]) -> Tensor:
     return torch.stack(parts).mean(0)
 
 
+def _ranking(scores: Tensor) -> Tensor:
+    """Indices, lowest score first; equal to 11 digits is a tie, and goes by the lowest index.
+
+    Equal filters get scores that differ in the last bits by the order of summation.
+    """
+    largest = scores.abs().max()
+    return torch.argsort((scores / largest * 1e11).round() if largest > 0 else scores, stable=True)
+
+
 def _scores(
     model: nn.Module, name: str, criterion: str, rate: float, seed: int, options: dict[str, Any]
 ) -> Tensor:
@@ -137,8 +146,11 @@ def pruned(model: nn.Module, keep: Mapping[str, Tensor]) -> dict[str, Tensor]:
     modules = dict(model.named_modules())
     masks = {}
     for name, kept in keep.items():
-        weight = modules[name].weight
-        assert isinstance(weight, Tensor)
+        weight = getattr(modules.get(name), "weight", None)
+        if not isinstance(weight, Tensor):
+            raise SelectionError(f"keep[{name!r}]: no such layer with a weight")
+        if len(kept) and not 0 <= int(kept.min()) <= int(kept.max()) < len(weight):
+            raise SelectionError(f"keep[{name!r}] has indices outside 0..{len(weight) - 1}")
         mask = torch.ones(len(weight), dtype=torch.bool, device=weight.device)
         masks[name] = mask.index_fill_(0, kept.to(weight.device), False)
     return masks

@@ -56,7 +56,8 @@ def train(config: Config, run: Run) -> dict[str, Any]:
     Raises TrainingError, DataError, MachineError, CheckpointError, OSError; all that was written
     until then stays, and the same call goes on from there.
     """
-    job = prepare(config, run.directory)
+    state, problem = checkpoint.restore_epoch(run.directory)
+    job = prepare(config, run.directory, fresh=state is None)
     precision = "bf16" if job.precision is not None else "float32"
     log.info(
         result.opening_line(
@@ -64,17 +65,22 @@ def train(config: Config, run: Run) -> dict[str, Any]:
         )
     )
     log.info("writing to %s", run.directory)
-    history = resume(job)
+    if problem:
+        log.warning("warning: %s", problem)
+    history = resume(job, state)
+    if history:
+        log.info("resuming after epoch %d of %d", len(history), config.epochs)
+        run.record(history)  # it may have been killed before it could
     for epoch in range(len(history), config.epochs):
         row = one_epoch(job, epoch)
         history.append(row)
-        state = {
+        reached = {
             "model": job.model.state_dict(),
             "optimizer": job.optimizer.state_dict(),
             "keep": job.pruning.keep,
             "history": history,
         }
-        checkpoint.save_epoch(run.directory, state)
+        checkpoint.save_epoch(run.directory, reached)
         run.record(history)
         log.info(result.epoch_line(row, config.epochs))
     report = conclude(job, history, dict(run.config))
@@ -84,8 +90,11 @@ def train(config: Config, run: Run) -> dict[str, Any]:
     return report
 
 
-def prepare(config: Config, directory: Path) -> Job:
-    """Data, network and optimizer as they are before the first epoch."""
+def prepare(config: Config, directory: Path, fresh: bool) -> Job:
+    """Data, network and optimizer as they are before the first epoch.
+
+    fresh: no epoch is done, so that pretrained weights are wanted.
+    """
     device = choose_device(config.device)
     images = data.load(config.dataset, device)
     arch: dict[str, Any] = {
@@ -95,8 +104,9 @@ def prepare(config: Config, directory: Path) -> Job:
     }
     torch.manual_seed(config.seed)
     model = models.model(**arch)
-    if config.pretrained is not None:
+    if fresh and config.pretrained is not None:
         checkpoint.load_weights(model, checkpoint.pretrained_file(config.pretrained))
+    models.check_size(config.arch, model, images.image_shape)
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     o = config.optimizer
     optimizer = torch.optim.SGD(
@@ -107,11 +117,8 @@ def prepare(config: Config, directory: Path) -> Job:
     return Job(config, directory, images, arch, model, optimizer, pruning, precision)
 
 
-def resume(job: Job) -> list[dict[str, Any]]:
+def resume(job: Job, state: dict[str, Any] | None) -> list[dict[str, Any]]:
     """Put the job where its last checkpoint stands, or at the start. Returns the history."""
-    state, problem = checkpoint.restore_epoch(job.directory)
-    if problem:
-        log.warning("warning: %s", problem)
     if state is None:
         job.pruning.start()
         return []
@@ -119,7 +126,6 @@ def resume(job: Job) -> list[dict[str, Any]]:
     job.optimizer.load_state_dict(state["optimizer"])
     job.pruning.use(state["keep"])
     history: list[dict[str, Any]] = state["history"]
-    log.info("resuming after epoch %d of %d", len(history), job.config.epochs)
     return history
 
 
@@ -133,7 +139,10 @@ def one_epoch(job: Job, epoch: int) -> dict[str, Any]:
     trained = time.perf_counter()
     # The last epoch's figures go into the report: in float32, as the proof is.
     precision = None if epoch == job.config.epochs - 1 else job.precision
-    before = accuracy(logits(job.model, job.images, precision), job.images.test_labels)
+    outputs = logits(job.model, job.images, precision)
+    if not outputs.isfinite().all():  # the last step of an epoch shows only here
+        raise _not_finite(job, epoch, "in the evaluation")
+    before = accuracy(outputs, job.images.test_labels)
     evaluated = time.perf_counter()
     facts = job.pruning.after_epoch(epoch)
     zeroed = time.perf_counter()

@@ -143,7 +143,7 @@ def test_killed_ten_times_it_ends_with_the_same_numbers(done: Path, tmp_path: Pa
         return len(history.read_text().splitlines()) - 1 if history.exists() else 0
 
     moments = random.Random(0)
-    for target in sorted(moments.sample(range(20), 10)):
+    for target in sorted(moments.sample(range(18), 10)):
         process = start(tmp_path, *DIGITS)
         wait_for(lambda target=target: epochs() >= target, process)
         time.sleep(moments.uniform(0, 0.4))
@@ -185,6 +185,55 @@ def test_truncated_checkpoint_costs_one_epoch_and_is_said(tmp_path: Path) -> Non
     assert "truncated or damaged" in out
     assert "resuming after epoch 2 of 3" in out
     assert numbers(tmp_path / "r") == expected
+
+
+def test_soft_run_that_settles_and_recalibrates_resumes_with_the_same_numbers(
+    tmp_path: Path,
+) -> None:
+    words = ("dataset=digits", "criterion=mix", "schedule=asymptotic", "schedule.settle=0.6",
+             "schedule.recalibrate=5", "epochs=5", "macs_target=0.6")  # fmt: skip
+    assert run(tmp_path, *words, "hydra.run.dir=whole")[0] == 0
+    for epochs in (1, 4):
+        process = start(tmp_path, *words, "hydra.run.dir=cut")
+        history = tmp_path / "cut" / "history.csv"
+        wait_for(
+            lambda history=history, epochs=epochs: (
+                history.exists() and len(history.read_text().splitlines()) > epochs
+            ),
+            process,
+        )
+        process.kill()
+        process.communicate()
+    status, _, err = run(tmp_path, *words, "hydra.run.dir=cut")
+    assert status == 0, err
+    assert numbers(tmp_path / "cut") == numbers(tmp_path / "whole")
+    assert report(tmp_path / "cut")["reduction"]["macs"] >= 40
+
+
+def test_pretrained_weights_are_needed_only_to_start(tmp_path: Path) -> None:
+    torch.save(fpgm.model("resnet20", in_channels=1).state_dict(), tmp_path / "w.pt")
+    words = (*DIGITS, "epochs=3", "pretrained=w.pt", "hydra.run.dir=r")
+    process = start(tmp_path, *words)
+    wait_for(lambda: (tmp_path / "r" / "last.pt").exists(), process)
+    process.kill()
+    process.communicate()
+    (tmp_path / "w.pt").unlink()
+    status, _, err = run(tmp_path, *words)
+    assert status == 0, err
+
+
+def test_failed_start_does_not_stand_in_the_way_of_the_corrected_command(tmp_path: Path) -> None:
+    assert run(tmp_path, *ONE, "arch=resnet18")[0] == 1
+    status, _, err = run(tmp_path, *ONE)
+    assert status == 0, err
+
+
+def test_diverged_last_step_is_not_kept_as_a_good_epoch(tmp_path: Path) -> None:
+    words = (*DIGITS, "optimizer.lr=3e38", "batch_size=1437", "hydra.run.dir=r")
+    status, _, err = run(tmp_path, *words)
+    assert status == 1
+    assert "the loss is not finite at epoch 1" in err
+    assert not (tmp_path / "r" / "last.pt").exists()
 
 
 def test_soft_says_in_one_line_what_the_last_zeroing_cost(tmp_path: Path) -> None:
@@ -256,6 +305,10 @@ ONE = (*DIGITS, "epochs=1", "hydra.run.dir=r")
         ((*ONE, "rate=0.999999999999"), "would prune all 16 filters of conv1"),
         ((*ONE, "device=cuda"), "device=cuda: torch sees no GPU here"),
         ((*ONE, "arch=resnet18"), "arch=resnet18 takes images of 3 channels, not 1"),
+        ((*ONE, "arch=vgg16"), "arch=vgg16: images of 8x8 are too small for it"),
+        ((*ONE, "criterion=l1", "criterion.distance=l2"), "only criterion=gm takes it"),
+        ((*ONE, "rate=${x}"), "Interpolation key 'x' not found"),
+        ((*ONE, "macs_target=0.001", "align=8"), "macs_target=0.001: not to be reached"),
         ((*ONE, "pretrained=nowhere"), "pretrained=nowhere: no such file"),
         ((*ONE, "schedule=hard"), "schedule=hard: prunes a trained network"),
         ((*ONE, "hydra.run.dir=file/r"), "file/r: Not a directory; choose another place"),

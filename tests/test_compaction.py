@@ -14,6 +14,7 @@ from torch import nn
 
 import fpgm
 from fpgm import checkpoint
+from fpgm.checkpoint import CheckpointError
 from fpgm.compaction import compact, equivalence, load
 from fpgm.coupling import couple
 from fpgm.graph import GraphError, trace
@@ -177,6 +178,150 @@ def test_what_is_not_understood_is_kept_and_named() -> None:
     assert error(model, compact(model, keep), x) <= 1e-12
 
 
+def residual_with_identity(relu_inplace: bool) -> nn.Module:
+    class PreActivation(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Conv2d(3, 8, 3, padding=1)
+            self.relu = nn.ReLU(inplace=relu_inplace)
+            self.shortcut, self.drop = nn.Identity(), nn.Dropout(0.1)
+            self.c1, self.c2 = (nn.Conv2d(8, 8, 3, padding=1) for _ in range(2))
+            self.norm = nn.BatchNorm2d(8)
+            self.fc = nn.Linear(8, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.stem(x)
+            kept = self.drop(self.shortcut(x)).contiguous()
+            y = self.c2(self.relu(self.norm(self.c1(self.relu(x)))))
+            z = y
+            z *= 2
+            return self.fc((y + kept).mean((2, 3)))
+
+    return PreActivation()
+
+
+@pytest.mark.parametrize("relu_inplace", [True, False])
+def test_other_names_of_an_overwritten_tensor_change_with_it(relu_inplace: bool) -> None:
+    for seed in range(5):
+        model, keep = zeroed(seed, 0.5, residual_with_identity(relu_inplace), torch.float64)
+        assert keep
+        x = images(seed, 2, 3, 9, 9, dtype=torch.float64)
+        assert error(model, compact(model, keep), x) <= 1e-12
+        assert error(model, compact(model, {}), x) <= 1e-12
+
+
+def forward_of(body) -> nn.Module:
+    class Body(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Conv2d(3, 8, 3, padding=1)
+            self.norm = nn.BatchNorm2d(8)
+            self.b = nn.Conv2d(8, 8, 3, padding=1)
+            self.fc = nn.Linear(8, 4)
+            self.gamma = nn.Parameter(torch.ones(1, 8, 1, 1))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.fc(body(self, self.norm(self.a(x))).mean((2, 3)))
+
+    return Body()
+
+
+def overwritten_view(s: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    x[:, :, ::2, ::2].relu_()
+    return s.b(x)
+
+
+def overwritten_base(s: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    part = x[:, :, ::2, ::2]
+    torch.relu_(x)
+    return s.b(part)
+
+
+@pytest.mark.parametrize("body", [overwritten_view, overwritten_base])
+def test_overwriting_a_view_that_is_read_again_is_refused(body) -> None:
+    with pytest.raises(GraphError, match="write to a copy"):
+        trace(forward_of(body))
+
+
+def dynamic_pad(s: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    y = s.b(x)
+    return y + nn.functional.pad(x, (0, 0, 0, 0, 0, y.size(1) - x.size(1)))
+
+
+def padded_twice(s: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    p = nn.functional.pad(x[:, :, :, :], (0, 0, 0, 0, 0, 8))
+    return s.b(torch.cat((p, p), 2).chunk(2, 1)[0] + torch.mul(p, p).mean(1, keepdim=True).mean())
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        lambda s, x: s.b(torch.cat(x.chunk(2, 1), 1)),
+        lambda s, x: s.b(torch.cat(torch.split(x, 4, 1)[::-1], 1)),
+        dynamic_pad,
+        padded_twice,
+        lambda s, x: s.b(x) + s.norm.bias.sum() + s.a.weight.sum(),
+        lambda s, x: s.b(x) * s.gamma,
+        lambda s, x: s.b(x.__imul__(2.0)) + x,
+    ],
+    ids=[
+        "cat of chunks",
+        "cat of split",
+        "pad of a size",
+        "pad twice",
+        "parameters",
+        "gamma",
+        "dunder",
+    ],
+)
+def test_odd_networks_are_compacted_exactly_and_not_with_an_error(body) -> None:
+    for keep in ({}, {"a": torch.tensor([0, 3, 4, 7])}, {"b": torch.tensor([1, 2])}):
+        model = randomised(forward_of(body), 0, torch.float64)
+        fpgm.zero_(model, keep)
+        x = images(0, 2, 3, 8, 8, dtype=torch.float64)
+        small = compact(model, keep)
+        assert error(model, small, x) <= 1e-12
+        theirs = {id(p) for p in model.parameters()}
+        assert not any(id(p) in theirs for p in small.parameters())
+
+
+def test_layers_with_hooks_are_not_touched() -> None:
+    model = fpgm.model("resnet20").eval()
+    torch.nn.utils.spectral_norm(model.layer1[0].conv1)
+    model.layer2[0].conv2.register_forward_hook(lambda module, inputs, output: output * 2)
+    coupled = couple(trace(model))
+    assert coupled.kept_full["layer1.0.conv1"] == "it has a hook"
+    assert coupled.kept_full["layer2.0.conv2"] == "it has a hook"
+    keep = fpgm.select(model, "gm", 0.4)
+    fpgm.zero_(model, keep)
+    assert error(model, compact(model, keep), images(0, 2, 3, 32, 32)) <= 1e-5
+
+
+def test_depthwise_over_channels_that_are_all_gone_is_still_exact() -> None:
+    class Depthwise(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.d = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, padding=1, groups=8)
+            self.fc = nn.Linear(8, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.fc(self.d(self.a(x)).mean((2, 3)))
+
+    model = randomised(Depthwise(), 0, torch.float64)
+    keep = {"a": torch.tensor([1, 2, 3]), "d": torch.tensor([0, 5])}
+    fpgm.zero_(model, keep)
+    x = images(0, 2, 3, 9, 9, dtype=torch.float64)
+    assert error(model, compact(model, keep), x) <= 1e-12
+
+
+def test_frozen_parameters_stay_frozen() -> None:
+    model = fpgm.model("resnet20")
+    model.conv1.weight.requires_grad_(False)
+    small = compact(model, fpgm.select(model, "gm", 0.4))
+    assert not small.get_submodule("conv1").weight.requires_grad
+    assert small.get_submodule("fc").weight.requires_grad
+
+
 def test_even_what_should_be_kept_whole_is_exact_if_the_user_insists() -> None:
     model = randomised(Mysterious(), 0, torch.float64)
     keep = {name: torch.tensor([1, 3]) for name in ("free", "shuffled", "fed", "head")}
@@ -230,3 +375,8 @@ def test_saved_compact_network_loads_as_the_same_function(tmp_path: Path, random
     x = images(0, 2, 1, 20, 20)
     assert torch.equal(loaded(x), small(x))
     assert not loaded.training
+    checkpoint.write(tmp_path / "zeroed.pt", {**content, "state_dict": model.state_dict()})
+    assert torch.equal(load(tmp_path / "zeroed.pt")(x), model(x))
+    checkpoint.write(tmp_path / "x.pt", {**content, "state_dict": {"conv1.weight": x}})
+    with pytest.raises(CheckpointError, match="not a network of this architecture"):
+        load(tmp_path / "x.pt")

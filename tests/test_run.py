@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import io
 import json
 import multiprocessing
 import os
 import pickle
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import fpgm
 from fpgm import checkpoint
@@ -22,12 +28,15 @@ CONFIG = {"rate": 0.4, "optimizer": {"lr": 0.1}}
 
 
 def state(epoch: int) -> dict:
-    return {"model": {"w": torch.full((3,), float(epoch))}, "history": [{"epoch": epoch}]}
+    weights = {"w": torch.full((3,), float(epoch))}
+    return {"model": weights, "optimizer": {}, "keep": {}, "history": [{"epoch": epoch}]}
 
 
 def test_same_directory_with_another_configuration_lists_the_differing_keys(tmp_path: Path) -> None:
+    with Run(tmp_path, {"rate": 7}):
+        pass  # nothing was trained: the corrected words may follow
     with Run(tmp_path, CONFIG):
-        pass
+        checkpoint.save_epoch(tmp_path, state(1))
     with Run(tmp_path, CONFIG):
         pass
     other = {"rate": 0.3, "optimizer": {"lr": 0.1}, "seed": 1}
@@ -98,13 +107,52 @@ def test_truncated_checkpoint_falls_back_to_the_one_before_and_says_so(tmp_path:
         checkpoint.save_epoch(tmp_path, state(epoch))
     assert checkpoint.restore_epoch(tmp_path)[0]["history"] == [{"epoch": 2}]
     last = tmp_path / "last.pt"
-    for size in (0, 10, last.stat().st_size // 2):
-        last.write_bytes(last.read_bytes()[:size])
+    whole = last.read_bytes()
+    for size in (0, 10, len(whole) // 2, len(whole) - 10):
+        last.write_bytes(whole[:size])
         found, problem = checkpoint.restore_epoch(tmp_path)
         assert found["history"] == [{"epoch": 1}]
         assert "last.pt: truncated or damaged" in problem
-    last.unlink()  # killed between the two renames
+        assert problem.endswith("going back to the epoch before")
+    # Set aside: saving again must not push it over the good one.
+    assert not last.exists()
     assert checkpoint.restore_epoch(tmp_path)[0]["history"] == [{"epoch": 1}]
+    checkpoint.save_epoch(tmp_path, state(2))
+    (tmp_path / "last.pt").write_bytes(b"")
+    assert checkpoint.restore_epoch(tmp_path)[0]["history"] == [{"epoch": 1}]
+    (tmp_path / "previous.pt").write_bytes(b"")
+    found, problem = checkpoint.restore_epoch(tmp_path)
+    assert found is None
+    assert problem.endswith("starting over")
+
+
+@given(st.integers(0, 2**31), st.integers(0, 255), st.booleans())
+@settings(deadline=None, max_examples=150)
+def test_damaged_bytes_never_cause_more_than_a_checkpoint_error(
+    place: int, byte: int, legacy: bool
+) -> None:
+    buffer = io.BytesIO()
+    torch.save(state(1), buffer, _use_new_zipfile_serialization=not legacy)
+    content = bytearray(buffer.getvalue())
+    content[place % len(content)] = byte
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(content)
+        file.flush()
+        with contextlib.suppress(CheckpointError):
+            checkpoint.read(Path(file.name))
+
+
+def test_tensorboard_and_history_get_the_epochs_that_a_killed_run_had_not_written(
+    tmp_path: Path,
+) -> None:
+    rows = [{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.25}]
+    with Run(tmp_path, CONFIG) as run:
+        run.record(rows[:1])
+    with Run(tmp_path, CONFIG) as run:  # killed before it could record epoch 2
+        run.record(rows)
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 0.5), (2, 0.25)]
+    assert len((tmp_path / "history.csv").read_text().splitlines()) == 3
 
 
 class Malicious:
@@ -155,6 +203,13 @@ def test_weights_saved_by_others_are_read(tmp_path: Path) -> None:
     torch.save({"epoch": 3, "state_dict": weights}, tmp_path / "x.pt")
     checkpoint.load_weights(ours, tmp_path / "x.pt")
     assert torch.equal(ours.fc.weight, theirs.fc.weight)
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"state_dict": [1]}, {"a": 1}, torch.zeros(2)])
+def test_file_that_holds_no_weights_says_so(tmp_path: Path, content: object) -> None:
+    torch.save(content, tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match=r"holds (a|no) "):
+        checkpoint.load_weights(fpgm.model("resnet20"), tmp_path / "x.pt")
 
 
 @pytest.mark.parametrize("content", [{"a": 1}, [1, 2], torch.zeros(3)])

@@ -51,6 +51,29 @@ def test_the_lowest_scores_go_and_ties_by_lowest_index() -> None:
     assert select(model, "l2", 0.5)["first"].tolist() == [4, 6, 7, 8, 9]
 
 
+def test_equal_filters_are_ties_whatever_the_rounding_of_their_scores() -> None:
+    for seed in range(20):
+        model = Two()
+        model.first.weight.data = torch.randn(
+            10, 1, 3, 3, generator=torch.Generator().manual_seed(seed)
+        )
+        model.first.weight.data[[2, 5, 9]] = model.first.weight.data[7].clone()
+        kept = select(model, "gm", 0.1)["first"].tolist()
+        assert not {5, 7, 9} - set(kept) or 2 not in kept or {2, 5, 7, 9} <= set(kept)
+
+
+@pytest.mark.parametrize(
+    ("keep", "message"),
+    [
+        ({"none": torch.tensor([0])}, "no such layer"),
+        ({"first": torch.tensor([10])}, "outside 0..9"),
+    ],
+)
+def test_zeroing_what_is_not_there_is_refused(keep, message: str) -> None:
+    with pytest.raises(SelectionError, match=message):
+        zero_(Two(), keep)
+
+
 def test_random_takes_other_filters_in_each_layer_and_for_each_seed() -> None:
     keep = select(Two(), "random", 0.5, seed=0)
     assert keep["first"].tolist() != keep["second"].tolist()
