@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torchvision.ops.stochastic_depth import stochastic_depth
 
+from fpgm.layers import BorderConv2d, Expand, Pick
 from fpgm.operations import ELEMENTWISE_METHODS, GraphError, named_arguments
 
 _TWINS: dict[Any, Any] = {
@@ -47,6 +48,11 @@ for _target in (*_TWINS, operator.ipow, operator.ifloordiv, operator.imod):
 
 class InplaceTracer(fx.Tracer):
     """torch.fx's tracer, with proxies that see what is overwritten."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """torch's own layers, and those of a network that is compact already."""
+        ours = isinstance(m, BorderConv2d | Expand | Pick)
+        return ours or super().is_leaf_module(m, module_qualified_name)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return InplaceProxy(node, self)

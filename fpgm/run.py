@@ -31,6 +31,14 @@ class RunError(RuntimeError):
     """A run directory that cannot be used, with what to do about it."""
 
 
+def read_config(directory: Path) -> dict[str, Any]:
+    """The configuration that a run was started with. Raises RunError."""
+    path = directory / "config.yaml"
+    if not path.exists():
+        raise RunError(f"{directory}: no config.yaml, so it is no run directory")
+    return dict(yaml.safe_load(path.read_text()))
+
+
 class Run:
     """Use as a context manager: the directory is claimed on entry and released on exit."""
 
@@ -126,7 +134,7 @@ class Run:
             (self.directory / n).exists() for n in ("last.pt", "previous.pt", "report.json")
         )
         if path.exists() and begun:
-            changed = differences(yaml.safe_load(path.read_text()), self.config)
+            changed = differences(read_config(self.directory), self.config)
             if changed:
                 raise RunError(
                     f"{self.directory} holds a run of another configuration ({'; '.join(changed)}):"

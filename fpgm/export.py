@@ -1,0 +1,115 @@
+"""`fpgm-export`: the compact network of a run as ONNX or as torch.export's .pt2, checked."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fpgm import checkpoint, data
+from fpgm.compaction import compare, load
+from fpgm.config import Config
+from fpgm.folding import fold
+from fpgm.run import read_config
+
+LIMIT = 1e-4  # of the largest output: another runtime sums in another order
+CHECKED = 256  # test images
+
+
+class ExportError(RuntimeError):
+    """A network that cannot be exported, or came out different."""
+
+
+def export(network: nn.Module, path: Path, image: tuple[int, int, int], dynamic: bool) -> None:
+    """Write a network with folded BatchNorms to `path`, .onnx or .pt2.
+
+    image: (C, H, W); dynamic: the batch may be of any size, else it is 1. Raises ExportError.
+    """
+    folded = fold(network)
+    example = torch.zeros(2 if dynamic else 1, *image)
+    batch = {"x": {0: torch.export.Dim("batch")}} if dynamic else None
+    inputs = [node.name for node in folded.graph.nodes if node.op == "placeholder"]
+    shapes = {inputs[0]: batch["x"]} if batch else None
+    try:
+        if path.suffix == ".pt2":
+            torch.export.save(torch.export.export(folded, (example,), dynamic_shapes=shapes), path)
+            return
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the exporter's own deprecations
+            program = torch.onnx.export(
+                folded, (example,), dynamic_shapes=shapes, dynamo=True, verbose=False,
+                input_names=["images"], output_names=["logits"],
+            )  # fmt: skip
+        assert program is not None
+        program.save(path)
+    except ImportError as error:
+        raise ExportError(
+            f"{error}; install what export needs: pip install 'fpgm[export]'"
+        ) from error
+
+
+def run_exported(path: Path, images: Tensor, dynamic: bool) -> Tensor:
+    """Outputs of an exported network for images (n, C, H, W), one by one if its batch is 1."""
+    batches = images.split(len(images) if dynamic else 1)
+    if path.suffix == ".pt2":
+        module = torch.export.load(path).module()
+        return torch.cat([module(batch) for batch in batches])
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    outputs = [session.run(None, {name: batch.numpy()})[0] for batch in batches]
+    return torch.cat([torch.from_numpy(output) for output in outputs])
+
+
+def export_run(directory: Path, kind: str, dynamic: bool) -> tuple[Path, dict[str, float]]:
+    """Export a run's compact network beside it; returns the file and how far it is off.
+
+    Raises ExportError if the run is not done or the exported network differs by more than 1e-4.
+    """
+    if not (directory / "report.json").exists():
+        raise ExportError(f"{directory}: no report.json, so that run is not done; finish it first")
+    if kind == "onnx" and importlib.util.find_spec("onnxruntime") is None:
+        raise ExportError("--format onnx: needs pip install 'fpgm[export]'")
+    config = Config.of(read_config(directory))
+    images = data.load(config.dataset, torch.device("cpu"))
+    network = load(directory / "compact.pt")
+    path = directory / f"compact.{kind}"
+    export(network, path, images.image_shape, dynamic)
+    some, _ = next(data.test_batches(images, CHECKED))
+    some = some.contiguous()
+    with torch.inference_mode():
+        found = compare(network(some), run_exported(path, some, dynamic))
+    if not found["max_abs_diff"] <= LIMIT * found["max_abs_logit"]:
+        path.rename(path.with_suffix(path.suffix + ".wrong"))
+        raise ExportError(
+            f"{path}: differs from the torch network by {found['max_abs_diff']:.3g} of "
+            f"{found['max_abs_logit']:.3g}, kept as {path.name}.wrong"
+        )
+    return path, found
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point of fpgm-export."""
+    parser = argparse.ArgumentParser(prog="fpgm-export", description=__doc__)
+    parser.add_argument("run", type=Path, metavar="RUN", help="run directory of fpgm-train")
+    parser.add_argument("--format", choices=("onnx", "pt2"), default="onnx")
+    parser.add_argument("--dynamic-batch", action="store_true", help="any batch size, else 1")
+    words = parser.parse_args(argv)
+    errors: tuple[Any, ...] = (ExportError, checkpoint.CheckpointError, ValueError, OSError)
+    try:
+        path, found = export_run(words.run, words.format, words.dynamic_batch)
+    except errors as error:
+        print(f"fpgm-export: {error}", file=sys.stderr)
+        sys.exit(1)
+    print(
+        f"{path}: {path.stat().st_size:,} bytes, off by {found['max_abs_diff']:.1e} of "
+        f"{found['max_abs_logit']:.1f} on {found['images']} test images, same answer on "
+        f"{100 * found['agreement']:.2f} %"
+    )
