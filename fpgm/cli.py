@@ -27,6 +27,7 @@ from hydra.errors import (
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+import fpgm
 from fpgm.config import Config, flatten, suggestion
 
 HERE = Path(__file__).resolve().parent
@@ -43,7 +44,9 @@ def run_name(overrides: Sequence[str]) -> str:
     for override in overrides:
         key, _, value = override.partition("=")
         value = value.strip("'\"")
-        value = Path(value).name if "/" in value else value
+        if "/" in value:
+            path = Path(value)  # a checkpoint says little without its run
+            value = f"{path.parent.name}_{path.name}" if path.suffix == ".pt" else path.name
         parts.append(re.sub(r"[^\w.,=+\-\[\]]", "_", f"{key.lstrip('+')}={value}"))
     name = ",".join(sorted(parts)) or "default"
     # File systems end at 255 bytes.
@@ -110,6 +113,9 @@ def run_job(words: DictConfig, directory: Path) -> None:
 
 def main() -> None:
     """Entry point. Exit status: 0 done, 1 an error in one line, 130 interrupted."""
+    if sys.argv[1:] == ["--version"]:
+        print(f"fpgm {fpgm.__version__}")
+        return
     sys.argv[1:] = map(quoted, sys.argv[1:])
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra's own errors come through to here
     try:

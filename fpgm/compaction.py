@@ -32,10 +32,13 @@ def compact(model: nn.Module, keep: Keep) -> fx.GraphModule:
 def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     """The network in a `compact.pt` or `zeroed.pt`, in eval mode. Only tensors are unpickled.
 
+    path: the file, or a run directory for its compact network;
+
     model: a network of the original architecture, where it is not one of fpgm's own.
     Raises CheckpointError for a file that is damaged, unsafe or something else.
     """
-    saved = read(Path(path), ("arch", "keep", "state_dict"))
+    path = Path(path) / "compact.pt" if Path(path).is_dir() else Path(path)
+    saved = read(path, ("arch", "keep", "state_dict"))
     if model is None:
         with torch.random.fork_rng(devices=[]):  # the initialisation is thrown away
             model = build_model(**saved["arch"])

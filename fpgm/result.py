@@ -17,20 +17,22 @@ if TYPE_CHECKING:
 COSTLY_ZEROING = 5.0  # points of accuracy
 
 
-def opening_line(config: Config, images: str, macs: tuple[int, int], machine: str) -> str:
-    """What is about to happen, with the MACs (full width, compact) that it will lead to."""
+def opening_line(
+    config: Config, rate: float, images: str, macs: tuple[int, int], machine: str
+) -> str:
+    """What is about to happen: the rate found, the MACs (full width, compact) it will lead to."""
     dense, small = macs
     return (
         f"{config.arch} on {config.dataset.name} ({images}), {config.criterion.name}, "
-        f"{config.schedule.name}, {_asked(config)}: {dense:,} MACs -> about {small:,} "
+        f"{config.schedule.name}, {_asked(config, rate)}: {dense:,} MACs -> about {small:,} "
         f"({100 * (small / dense - 1):+.1f} %), epochs {config.epochs}, {machine}"
     )
 
 
-def _asked(config: Config) -> str:
-    amount = (
-        f"rate {config.rate}" if config.macs_target is None else f"macs_target {config.macs_target}"
-    )
+def _asked(config: Config, rate: float) -> str:
+    amount = f"rate {config.rate}"
+    if config.macs_target is not None:
+        amount = f"macs_target {config.macs_target} (rate {rate:.3f})"
     residual = "" if config.residual == "independent" else f" residual {config.residual}"
     return amount + residual + (f" align {config.align}" if config.align > 1 else "")
 

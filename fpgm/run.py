@@ -5,6 +5,7 @@ No torch at import: a run that is done prints its report at once.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import fcntl
 import io
@@ -56,7 +57,7 @@ class Run:
             self._compare()
             self._start_log()
         except BaseException:
-            self.__exit__(None, None, None)
+            self.__exit__(None, None, None)  # nothing is discarded: it may be another run's
             raise
         return self
 
@@ -71,6 +72,8 @@ class Run:
         for handler in self._handlers:
             log.removeHandler(handler)
             handler.close()
+        if error is not None:
+            self._discard()
         if self._lock is not None:
             os.close(self._lock)  # and with it the lock; a killed process's goes the same way
 
@@ -111,6 +114,15 @@ class Run:
         """Write the result; the presence of report.json means done. Raises OSError."""
         write_text(self.directory / "report.md", markdown)
         write_text(self.directory / "report.json", json.dumps(report, indent=2) + "\n")
+
+    def _discard(self) -> None:
+        """Leave no directory behind a start that failed before anything was trained."""
+        found = {path.name for path in self.directory.iterdir()}
+        if found <= {".lock", "config.yaml", "train.log"}:
+            with contextlib.suppress(OSError):
+                for name in found:
+                    (self.directory / name).unlink()
+                self.directory.rmdir()
 
     def _claim(self) -> None:
         self._lock = os.open(self.directory / ".lock", os.O_RDWR | os.O_CREAT, 0o644)

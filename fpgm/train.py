@@ -58,12 +58,12 @@ def train(config: Config, run: Run) -> dict[str, Any]:
     """
     state, problem = checkpoint.restore_epoch(run.directory)
     job = prepare(config, run.directory, fresh=state is None)
-    precision = "bf16" if job.precision is not None else "float32"
-    log.info(
-        result.opening_line(
-            config, job.images.summary(), expected_macs(job), f"{job.device.type} {precision}"
-        )
-    )
+    machine = f"{job.device.type} {'float32' if job.precision is None else 'bf16'}"
+    rate = job.pruning.full_rate()
+    macs = expected_macs(job, rate)
+    log.info(result.opening_line(config, rate, job.images.summary(), macs, machine))
+    if rate > 0 and macs[0] == macs[1]:
+        log.warning("warning: nothing is pruned: align=%d is too coarse here", config.align)
     log.info("writing to %s", run.directory)
     if problem:
         log.warning("warning: %s", problem)
@@ -234,10 +234,10 @@ def conclude(job: Job, history: list[dict[str, Any]], config: dict[str, Any]) ->
     )
 
 
-def expected_macs(job: Job) -> tuple[int, int]:
+def expected_macs(job: Job, rate: float) -> tuple[int, int]:
     """MACs of the network at full width and compacted as the weights stand now."""
     shape = job.images.image_shape
-    keep = job.pruning.selection(job.pruning.full_rate(), job.config.align)
+    keep = job.pruning.selection(rate, job.config.align)
     return cost(job.model, shape).macs, cost(compact(job.model, keep), shape).macs
 
 

@@ -98,7 +98,7 @@ def test_compact_network_loads_in_a_few_words_and_is_as_good(done: Path) -> None
     from fpgm import data
     from fpgm.config import Dataset
 
-    network = fpgm.load(done / "compact.pt")
+    network = fpgm.load(done)
     digits = data.load(
         Dataset(name="digits", root=None, image_size=None, pad=0, flip=False), torch.device("cpu")
     )
@@ -224,6 +224,7 @@ def test_pretrained_weights_are_needed_only_to_start(tmp_path: Path) -> None:
 
 def test_failed_start_does_not_stand_in_the_way_of_the_corrected_command(tmp_path: Path) -> None:
     assert run(tmp_path, *ONE, "arch=resnet18")[0] == 1
+    assert not (tmp_path / "r").exists()
     status, _, err = run(tmp_path, *ONE)
     assert status == 0, err
 
@@ -254,11 +255,13 @@ def test_sweep_runs_every_job_in_its_own_directory_and_one_failure_stops_no_othe
     tmp_path: Path,
 ) -> None:
     words = ("--multirun", "dataset=digits", "epochs=1", "criterion=l2,mix", "rate=7,0.3")
-    status, _, err = run(tmp_path, *words)
+    status, out, err = run(tmp_path, *words)
     assert status == 1
     assert err.count("rate=7: must be at least 0 and below 1") == 4  # at once, and in the summary
     for criterion in ("l2", "mix"):
+        assert out.count(f"digits (1437 + 360 images of 1x8x8, 10 classes), {criterion}, ") == 1
         name = f"criterion={criterion},dataset=digits,epochs=1,rate="
+        assert "epoch 1/1" in (tmp_path / "outputs" / f"{name}0.3" / "train.log").read_text()
         assert report(tmp_path / "outputs" / f"{name}0.3")["status"] == "done"
         assert not (tmp_path / "outputs" / f"{name}7").exists()
 
@@ -350,6 +353,23 @@ def test_other_configuration_and_other_network_are_refused(done: Path, tmp_path:
     assert status == 1
     assert "another network" in err
     assert "layer1.3.conv1.weight" in err
+
+
+def test_alignment_that_leaves_nothing_to_prune_is_said(tmp_path: Path) -> None:
+    status, out, err = run(tmp_path, *ONE, "align=64")
+    assert status == 0, err
+    assert "warning: nothing is pruned: align=64 is too coarse here" in out
+
+
+def test_budget_says_the_rate_that_it_found(tmp_path: Path) -> None:
+    status, out, err = run(tmp_path, *ONE, "macs_target=0.5", "residual=shared")
+    assert status == 0, err
+    assert "macs_target 0.5 (rate 0." in out
+    assert 50 <= report(tmp_path / "r")["reduction"]["macs"] < 60
+
+
+def test_version_is_ours(tmp_path: Path) -> None:
+    assert run(tmp_path, "--version")[1] == f"fpgm {fpgm.__version__}\n"
 
 
 def test_traceback_comes_back_when_asked_for(tmp_path: Path) -> None:

@@ -135,6 +135,7 @@ def test_mistyped_keys_get_the_nearest_one() -> None:
 def test_run_directory_is_named_by_the_words_whatever_their_order() -> None:
     assert run_name(["rate=0.4", "criterion=gm"]) == "criterion=gm,rate=0.4"
     assert run_name(["dataset.root=/a/b/photos", "+x=1"]) == "dataset.root=photos,x=1"
+    assert run_name(["pretrained=outputs/base/zeroed.pt"]) == "pretrained=base_zeroed.pt"
     assert run_name([]) == "default"
     assert "/" not in run_name(["pretrained=../../outputs/a b/"])
 
