@@ -1,0 +1,32 @@
+"""What the constants of zeroed filters are worth: a run's compact network without them.
+
+python scripts/drop_constants.py RUN
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+
+import fpgm
+from fpgm import data
+from fpgm.config import Config
+from fpgm.evaluation import accuracy, logits
+from fpgm.layers import BorderConv2d, Expand
+from fpgm.run import read_config
+
+
+def main(run: Path) -> None:
+    images = data.load(Config.of(read_config(run)).dataset, torch.device("cpu"))
+    network = fpgm.load(run)
+    print(f"compact: {accuracy(logits(network, images), images.test_labels):.2f} %")
+    for module in network.modules():
+        if isinstance(module, BorderConv2d):
+            module.border = None
+        elif isinstance(module, Expand):
+            module.constant = None
+    print(f"constants dropped: {accuracy(logits(network, images), images.test_labels):.2f} %")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
