@@ -28,7 +28,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import fpgm
-from fpgm.config import Config, flatten, suggestion
+from fpgm.config import Config, flatten
+from fpgm.typed import suggestion
 
 HERE = Path(__file__).resolve().parent
 # Inside a wheel the configs are part of the package, in a checkout they are beside it.

@@ -13,14 +13,15 @@ from fpgm.models import model as build_model
 from fpgm.rewriting import Keep, Rewriter
 
 
-def compact(model: nn.Module, keep: Keep) -> fx.GraphModule:
+def compact(model: nn.Module, keep: Keep, emit: Keep | None = None) -> fx.GraphModule:
     """The function of `model` with the filters outside `keep` zeroed, without those filters.
 
-    keep: convolution -> indices of kept filters; convolutions it does not name are kept whole.
+    keep: convolution -> indices of kept filters; convolutions it does not name are kept whole;
+    emit: filters that stay as zeros beside those kept, where that runs faster (see fpgm.tuning).
     Returns a new network in eval mode and leaves `model` as it is. Raises GraphError where `keep`
     names what cannot be pruned and where the network cannot be traced.
     """
-    rewriter = Rewriter(trace(model), keep)
+    rewriter = Rewriter(trace(model), keep, emit)
     small = rewriter.run()
     for name, attribute in dict.fromkeys(rewriter.foldings):
         module = small.get_submodule(name)
@@ -46,7 +47,7 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     if shapes == {name: value.shape for name, value in saved["state_dict"].items()}:
         model.load_state_dict(saved["state_dict"])
         return model.eval()
-    rewriter = Rewriter(trace(model), saved["keep"])
+    rewriter = Rewriter(trace(model), saved["keep"], saved.get("emit"))
     small = rewriter.run()
     for name, attribute in rewriter.foldings:
         if f"{name}.{attribute}" not in saved["state_dict"]:

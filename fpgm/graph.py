@@ -54,6 +54,10 @@ class ChannelGraph:
         kinds = (CONV, DEPTHWISE)
         return ((n, str(n.target)) for n, kind in self.kinds.items() if kind in kinds)
 
+    def filters(self, name: str) -> int:
+        """How many filters a convolution has."""
+        return len(self.module.get_submodule(name).weight)  # type: ignore[arg-type]
+
     def checked(self, keep: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`keep` with every index sorted. Raises GraphError for what cannot be kept."""
         filters = {name: self.module.get_submodule(name) for _, name in self.convolutions()}

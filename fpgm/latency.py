@@ -35,6 +35,12 @@ class LatencyError(ValueError):
     """A measurement that cannot be made."""
 
 
+def require(runtime: str) -> None:
+    """Raise LatencyError, with the command that installs it, where a runtime is not there."""
+    if importlib.util.find_spec(runtime) is None:
+        raise LatencyError(f"target={runtime}: is not installed here: {INSTALL[runtime]}")
+
+
 def torch_runner(network: nn.Module, image: tuple[int, int, int], threads: int) -> Runner:
     """The folded network in torch, channels last."""
     folded = fold(network).to(memory_format=torch.channels_last)
@@ -53,6 +59,8 @@ def onnxruntime_runner(network: nn.Module, image: tuple[int, int, int], threads:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    # Else the threads of one session go on spinning while the next one is timed.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "network.onnx"
         export(network, path, image, dynamic=True)

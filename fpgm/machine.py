@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import platform
 from pathlib import Path
@@ -43,6 +44,19 @@ def has_bf16(device: torch.device) -> bool:
         flags = Path("/proc/cpuinfo").read_text()
         return "avx512_bf16" in flags or "amx_bf16" in flags
     return False
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep what is freed for the next allocation, as tcmalloc and jemalloc do.
+
+    Else every feature map of a few megabytes goes back to the system and comes again page by page,
+    at every layer of every batch: a fifth of the time of a ResNet-20. Elsewhere nothing happens.
+    """
+    mmap_max, trim_threshold = -4, -1  # of mallopt(3)
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(mmap_max, 0)
+        libc.mallopt(trim_threshold, 2**31 - 1)
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:

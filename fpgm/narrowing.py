@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
@@ -12,19 +13,23 @@ from fpgm.channels import Channels
 from fpgm.layers import BorderConv2d
 
 
-def convolution(old: nn.Conv2d, inputs: Channels, keep: Tensor) -> tuple[nn.Conv2d, list[str]]:
-    """The filters `keep` over the live inputs, and what its constant inputs add folded in.
+def convolution(
+    old: nn.Conv2d, inputs: Channels, keep: Tensor, emitted: Tensor
+) -> tuple[nn.Conv2d, list[str]]:
+    """The filters `emitted` over the live inputs, and what its absent inputs add folded in.
 
-    Also returns the attributes that hold nothing but folded constants. Zeros around the image
-    make a constant differ at the borders: then it becomes a map, else a bias.
+    Filters that are emitted but not in `keep` are zero. Also returns the attributes that hold
+    nothing but folded constants. Zeros around the image make a constant differ at the borders:
+    then it goes into the weight of an input that is itself constant, where there is one, and else
+    becomes a map; without such zeros it becomes a bias.
     """
-    bordered = not inputs.whole and _pads_zeros(old)
+    bordered = not inputs.whole and pads_zeros(old)
     folded = not inputs.whole and not bordered
     options: dict[str, Any] = {k: getattr(old, k) for k in ("stride", "padding", "dilation")}
     new = skip_init(
         BorderConv2d if bordered else nn.Conv2d,
         len(inputs.live),
-        len(keep),
+        len(emitted),
         kernel_size=old.kernel_size,
         bias=old.bias is not None or folded,
         padding_mode=old.padding_mode,
@@ -33,23 +38,31 @@ def convolution(old: nn.Conv2d, inputs: Channels, keep: Tensor) -> tuple[nn.Conv
         **options,
     )
     assert isinstance(new, nn.Conv2d)
-    new.weight.copy_(old.weight[keep][:, inputs.live])
-    kernel = (old.weight[keep].double() * inputs.constant[:, None, None]).sum(1, keepdim=True)
+    alive = torch.isin(emitted, keep)[:, None, None, None]
+    weight = old.weight[emitted] * alive
+    new.weight.copy_(weight[:, inputs.live])
+    kernel = (weight.double() * inputs.absent[:, None, None]).sum(1, keepdim=True)
     if new.bias is not None:
-        new.bias.copy_(bias(old)[keep] + (kernel.sum((1, 2, 3)) if folded else 0))
+        new.bias.copy_(bias(old)[emitted] + (kernel.sum((1, 2, 3)) if folded else 0))
     if bordered:
+        carrier = _carrier(inputs)
+        if carrier is not None:
+            value = inputs.constant[inputs.live[carrier]]
+            new.weight[:, carrier] += (kernel[:, 0] / value).to(old.weight.dtype)
+            kernel = torch.zeros_like(kernel)
         new.register_buffer("border", kernel.to(old.weight.dtype))
         return new, ["border"]
     return new, ["bias"] if folded and old.bias is None else []
 
 
-def depthwise(old: nn.Conv2d, keep: Tensor) -> nn.Conv2d:
-    """The filters `keep` of a depthwise convolution, over as many inputs."""
+def depthwise(old: nn.Conv2d, keep: Tensor, emitted: Tensor) -> nn.Conv2d:
+    """The filters `emitted` of a depthwise convolution, over as many inputs; zero if not kept."""
     new = copy.deepcopy(old)
-    new.in_channels = new.out_channels = new.groups = len(keep)
-    new.weight = nn.Parameter(old.weight[keep].clone())
+    new.in_channels = new.out_channels = new.groups = len(emitted)
+    alive = torch.isin(emitted, keep)[:, None, None, None]
+    new.weight = nn.Parameter(old.weight[emitted] * alive)
     if old.bias is not None:
-        new.bias = nn.Parameter(old.bias[keep].clone())
+        new.bias = nn.Parameter(old.bias[emitted].clone())
     return new
 
 
@@ -69,7 +82,7 @@ def linear(old: nn.Linear, inputs: Channels) -> tuple[nn.Linear, list[str]]:
     new = skip_init(nn.Linear, len(inputs.live), old.out_features, **options)
     assert isinstance(new, nn.Linear)
     new.weight.copy_(old.weight[:, inputs.live])
-    new.bias.copy_(bias(old) + old.weight.double() @ inputs.constant)
+    new.bias.copy_(bias(old) + old.weight.double() @ inputs.absent)
     return new, ["bias"] if old.bias is None else []
 
 
@@ -78,12 +91,25 @@ def bias(layer: nn.Conv2d | nn.Linear) -> Tensor:
     return layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias
 
 
-def without_inputs(layer: nn.Conv2d, keep: Tensor) -> Channels:
-    """What the filters of a convolution write, those outside `keep` being zero: their bias."""
-    return Channels(layer.out_channels, keep, bias(layer).detach().double().index_fill(0, keep, 0))
+def written(layer: nn.Conv2d, keep: Tensor, emitted: Tensor) -> Channels:
+    """What the filters of a convolution write: those outside `keep`, being zero, their bias."""
+    constant = bias(layer).detach().double().index_fill(0, keep, torch.nan)
+    return Channels(layer.out_channels, emitted, constant)
 
 
-def _pads_zeros(conv: nn.Conv2d) -> bool:
+def _carrier(inputs: Channels) -> int | None:
+    """Which live input is constant and can stand for the absent ones, None if there is none.
+
+    The largest; one that is small beside them would cost digits.
+    """
+    values = inputs.constant[inputs.live].abs().nan_to_num(0)
+    if not len(values) or values.max() <= 1e-2 * inputs.absent.abs().max():
+        return None
+    return int(values.argmax())
+
+
+def pads_zeros(conv: nn.Module) -> bool:
     """Whether the kernel ever reaches into zeros around the image."""
+    assert isinstance(conv, nn.Conv2d)
     padding = (0, 0) if conv.padding == "valid" else conv.padding
     return conv.padding_mode == "zeros" and any(padding if isinstance(padding, tuple) else (1,))

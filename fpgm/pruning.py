@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fpgm import schedules
-from fpgm.budget import BudgetError, rate_nearest, rate_under
+from fpgm.budget import LARGEST, BudgetError, rate_nearest, rate_under
 from fpgm.compaction import compact
 from fpgm.config import Config
 from fpgm.counting import cost
@@ -33,6 +34,7 @@ class Pruning:
         self.config = config
         self.image = image
         self.couples = couple(trace(model), config.residual)
+        self.rate: float | None = None  # the full rate, once it is known
         self.choose(0.0)
 
     def choose(self, rate: float) -> None:
@@ -53,7 +55,18 @@ class Pruning:
         )
 
     def full_rate(self) -> float:
-        """The rate that the run asks for: as given, or found on the compact network's MACs."""
+        """The rate that the run asks for: as given, or found on the compact network's MACs.
+
+        A rate is found once, for every selection of the run, but where the width of the streams
+        depends on which filters go and these may change.
+        """
+        c = self.config
+        moving = c.schedule.name in ("soft", "asymptotic") or not c.schedule.zero_at_start
+        if self.rate is None or (moving and c.residual == "independent"):
+            self.rate = self._found_rate()
+        return self.rate
+
+    def _found_rate(self) -> float:
         c = self.config
 
         def macs(rate: float, align: int = c.align) -> int:
@@ -65,9 +78,10 @@ class Pruning:
             try:
                 return rate_under(limit, macs)
             except BudgetError as error:
+                least = math.ceil(1e3 * macs(LARGEST) / cost(self.model, self.image).macs) / 1e3
                 raise BudgetError(
                     f"macs_target={c.macs_target}: not to be reached with residual={c.residual} "
-                    f"align={c.align}: {error}"
+                    f"align={c.align}, {error}; the least is macs_target={least}"
                 ) from error
         if c.align > 1 and c.rate > 0:
             return rate_nearest(macs(c.rate, 1), macs)

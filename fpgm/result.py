@@ -57,12 +57,15 @@ def report(
     paper_macs: float | None,
     accuracies: tuple[float, float],
     equivalence: Mapping[str, float],
+    kept: Mapping[str, int],
+    tuning: Mapping[str, Any] | None,
     kept_full: Mapping[str, str],
     train_images: int,
 ) -> dict[str, Any]:
     """report.json. Pairs are (full width, compact); accuracies and reductions in percent."""
     dense, small = costs
-    kept = {layer.name: layer for layer in small.layers}
+    after = {layer.name: layer for layer in small.layers}
+    kept = {layer.name: kept.get(layer.name, layer.filters) for layer in dense.layers}
     best = max(history, key=lambda row: row["accuracy_after"])
     train_s = sum(row["train_s"] for row in history)
     return {
@@ -94,7 +97,7 @@ def report(
         },
         "equivalence": equivalence,
         "pruning": {
-            "pruned_filters": sum(a.filters - kept[a.name].filters for a in dense.layers),
+            "pruned_filters": sum(a.filters - kept[a.name] for a in dense.layers),
             "churn": [row["churn"] for row in history],
             "revived": [row["revived"] for row in history],
             "dead_filters": history[-1]["dead"],
@@ -104,12 +107,14 @@ def report(
             {
                 "name": layer.name,
                 "filters": layer.filters,
-                "kept": kept[layer.name].filters,
+                "kept": kept[layer.name],
+                "compact": after[layer.name].filters,
                 "macs_dense": layer.macs,
-                "macs_compact": kept[layer.name].macs,
+                "macs_compact": after[layer.name].macs,
             }
             for layer in dense.layers
         ],
+        "tuning": tuning,
         "warnings": list(_warnings(history, accuracies[0])),
         "timing": {
             "train_s": train_s,
@@ -158,6 +163,8 @@ def table(report: Mapping[str, Any], directory: str) -> str:
     ]
     if cut["paper_macs"] is not None:
         lines.append(f"the papers' closed form for this rate: {0 - cut['paper_macs']:+.2f} % MACs")
+    if report.get("tuning"):
+        lines.append(_tuning_line(report["tuning"]))
     lines += [
         f"accuracy before the last zeroing {accuracy['dense']:.2f} %, "
         f"zeroed {accuracy['zeroed_last']:.2f} %, compact {accuracy['compact_last']:.2f} %",
@@ -167,6 +174,15 @@ def table(report: Mapping[str, Any], directory: str) -> str:
         f"the network: {directory}/compact.pt",
     ]
     return "\n".join(lines)
+
+
+def _tuning_line(tuning: Mapping[str, Any]) -> str:
+    times = {row["form"]: row["ms"] for row in tuning["tried"]}  # the later round's
+    return (
+        f"tuned for {tuning['target']}, batch {tuning['batch']}, {tuning['threads']} threads: "
+        f"{tuning['form']}, {times[tuning['form']]:.2f} ms, full width "
+        f"{times['full width']:.2f} ms"
+    )
 
 
 def markdown(report: Mapping[str, Any], directory: str) -> str:

@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 
 from fpgm import narrowing
 from fpgm import operations as ops
-from fpgm.channels import Channels
+from fpgm.channels import Channels, Expansion
 from fpgm.graph import ChannelGraph
 from fpgm.layers import Expand, Pick
 from fpgm.overwriting import inplace, out_of_place
@@ -31,19 +31,23 @@ Keep = Mapping[str, Tensor]
 class Rewriter:
     """Walks a traced network once and writes the compact one beside it.
 
+    emit: convolution -> filters that the compact network has beyond those in `keep`, as zeros:
+    they cost MACs, and save an Expand or make a width that runs faster (see fpgm.tuning).
     `foldings` names the (module, attribute) pairs that hold nothing but folded constants; they
     may be dropped where all of these are zero.
     """
 
-    def __init__(self, graph: ChannelGraph, keep: Keep) -> None:
+    def __init__(self, graph: ChannelGraph, keep: Keep, emit: Keep | None = None) -> None:
         self.graph = graph
         self.old: dict[str, nn.Module] = dict(graph.module.named_modules())
         self.keep = graph.checked(keep)
+        self.emit = graph.checked(emit or {})
         self.foldings: list[tuple[str, str]] = []
+        self.expansions: list[Expansion] = []
+        self.channels: dict[fx.Node, Channels | None] = {}  # None: not known, at full width
         self._new = fx.Graph()
         self._parts: dict[str, Any] = {}  # modules and tensors of the new network
         self._node: dict[fx.Node, fx.Node] = {}  # old -> new
-        self._channels: dict[fx.Node, Channels | None] = {}  # None: not known, at full width
 
     @torch.no_grad()
     def run(self) -> fx.GraphModule:
@@ -63,12 +67,12 @@ class Rewriter:
             ops.FLATTEN: self._copied,
         }
         for node, kind in self.graph.kinds.items():
-            self._channels[node] = rules.get(kind, self._opaque)(node)
+            self.channels[node] = rules.get(kind, self._opaque)(node)
             for overwritten in self.graph.overwritten.get(node, ()):
                 # Nothing is overwritten in the new network, so whoever reads the argument from
                 # here on must be given the result.
                 self._node[overwritten] = self._node[node]
-                self._channels[overwritten] = self._channels[node]
+                self.channels[overwritten] = self.channels[node]
         small = fx.GraphModule(self._parts, self._new).eval()
         trained = {name: p.requires_grad for name, p in self.graph.module.named_parameters()}
         for name, parameter in small.named_parameters():
@@ -76,25 +80,29 @@ class Rewriter:
         return small
 
     def _conv(self, node: fx.Node) -> Channels:
-        name, old, keep = self._filters(node)
-        new, folded = narrowing.convolution(old, self._input(node, old.in_channels), keep)
+        name, old, keep, emitted = self._filters(node)
+        inputs = self._input(node, old.in_channels)
+        new, folded = narrowing.convolution(old, inputs, keep, emitted)
         self.foldings += [(name, attribute) for attribute in folded]
         self._copy(node, new)
-        return narrowing.without_inputs(old, keep)
+        return narrowing.written(old, keep, emitted)
 
     def _depthwise(self, node: fx.Node) -> Channels:
-        _, old, keep = self._filters(node)
-        self._channels[node.all_input_nodes[0]] = self._input(node, old.in_channels)
+        _, old, keep, emitted = self._filters(node)
+        self.channels[node.all_input_nodes[0]] = self._input(node, old.in_channels)
         # A constant that is still read becomes an image here: that channel must be there.
-        self._copy(node, narrowing.depthwise(old, keep), lambda n: self._widened(n, keep, node))
-        return narrowing.without_inputs(old, keep)
+        new = narrowing.depthwise(old, keep, emitted)
+        self._copy(node, new, lambda n: self._widened(n, emitted, node))
+        return narrowing.written(old, keep, emitted)
 
-    def _filters(self, node: fx.Node) -> tuple[str, nn.Conv2d, Tensor]:
+    def _filters(self, node: fx.Node) -> tuple[str, nn.Conv2d, Tensor, Tensor]:
+        """Its name and module, the filters that are kept, and those that the new one has."""
         name = str(node.target)
         old = self.old[name]
         assert isinstance(old, nn.Conv2d)
         keep = self.keep.get(name, torch.arange(old.out_channels))
-        return name, old, keep.to(old.weight.device)
+        emitted = torch.cat((keep, self.emit.get(name, keep))).unique()
+        return name, old, keep.to(old.weight.device), emitted.to(old.weight.device)
 
     def _norm(self, node: fx.Node) -> Channels:
         old = self.old[str(node.target)]
@@ -121,7 +129,7 @@ class Rewriter:
 
     def _merge(self, node: fx.Node) -> Channels | None:
         """A sum or a product: it has the channels that either side has."""
-        a, b = (self._channels[n] for n in node.args if isinstance(n, fx.Node))
+        a, b = (self.channels[n] for n in node.args if isinstance(n, fx.Node))
         if a is None or b is None or a.total != b.total:
             self._opaque(node)
             return None
@@ -129,13 +137,12 @@ class Rewriter:
         self._copy(node, inputs=lambda n: self._widened(n, live, node))
         product = self.graph.kinds[node] == ops.MUL
         constant = a.constant * b.constant if product else a.constant + b.constant
-        constant = constant.index_fill(0, live, 0)
         return Channels(a.total, live, constant)
 
     def _cat(self, node: fx.Node) -> Channels | None:
         nodes = node.args[0]
         assert isinstance(nodes, list | tuple)
-        parts = [self._channels[n] for n in nodes if isinstance(n, fx.Node)]
+        parts = [self.channels[n] for n in nodes if isinstance(n, fx.Node)]
         known = [part for part in parts if part is not None]
         if len(known) < len(parts):
             self._opaque(node)
@@ -149,7 +156,7 @@ class Rewriter:
         """Channels appended as constants: nobody has to hold them, the node goes."""
         source = node.args[0]
         assert isinstance(source, fx.Node)
-        channels = self._channels[source]
+        channels = self.channels[source]
         if channels is None:
             self._opaque(node)
             return None
@@ -165,7 +172,7 @@ class Rewriter:
 
     def _copied(self, node: fx.Node) -> Channels | None:
         self._copy(node)
-        return self._channels[node.all_input_nodes[0]]
+        return self.channels[node.all_input_nodes[0]]
 
     def _opaque(self, node: fx.Node) -> None:
         """Copied on inputs at full width: whatever it does, it does to the same values."""
@@ -178,16 +185,17 @@ class Rewriter:
         """The channels of a node's first argument, of which there are `size`."""
         source = node.args[0]
         assert isinstance(source, fx.Node)
-        channels = self._channels[source]
+        channels = self.channels[source]
         if channels is None:
             device = next(self.graph.module.parameters()).device
             live = torch.arange(size, device=device)
-            return Channels(size, live, torch.zeros(size, dtype=torch.float64, device=device))
+            varying = torch.full((size,), torch.nan, dtype=torch.float64, device=device)
+            return Channels(size, live, varying)
         return channels if channels.total == size else channels.features(size)
 
     def _widened(self, source: fx.Node, onto: Tensor | None, reader: fx.Node) -> fx.Node:
         """The new node of `source` with just the channels `onto` (None: all that there were)."""
-        channels, node = self._channels[source], self._node[source]
+        channels, node = self.channels[source], self._node[source]
         if channels is None:
             return node
         onto = torch.arange(channels.total, device=channels.live.device) if onto is None else onto
@@ -198,8 +206,10 @@ class Rewriter:
             node = self._new.call_module(f"{name}_pick", (node,))
         live = channels.live[wanted]
         if len(live) < len(onto):
-            constant = channels.constant[onto].to(next(self.graph.module.parameters()).dtype)
+            constant = channels.absent[onto].to(next(self.graph.module.parameters()).dtype)
             positions = torch.searchsorted(onto, live)
+            missing = onto[~torch.isin(onto, live)].cpu()
+            self.expansions.append(Expansion(reader, source, missing, channels.total))
             self._parts[f"{name}_expand"] = Expand(positions, len(onto), constant)
             self.foldings.append((f"{name}_expand", "constant"))
             node = self._new.call_module(f"{name}_expand", (node,))

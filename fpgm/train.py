@@ -5,49 +5,23 @@ from __future__ import annotations
 import logging
 import math
 import time
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 from tqdm import tqdm
 
-from fpgm import checkpoint, data, models, result
-from fpgm.compaction import compact, compare
+from fpgm import checkpoint, data, result
 from fpgm.config import Config
-from fpgm.counting import cost, paper_reduction
-from fpgm.evaluation import accuracy, logits, recalibrate
-from fpgm.graph import trace
-from fpgm.machine import autocast, choose_device, choose_precision, environment
-from fpgm.pruning import Pruning
+from fpgm.delivery import deliver, expected_macs
+from fpgm.evaluation import accuracy, logits
+from fpgm.job import Job, TrainingError, prepare
+from fpgm.latency import require
+from fpgm.machine import autocast
 from fpgm.run import Run
 from fpgm.schedules import learning_rate, masked
 
 log = logging.getLogger("fpgm")
-
-
-class TrainingError(RuntimeError):
-    """A run that cannot go on; what was written stays."""
-
-
-@dataclass
-class Job:
-    """What the loop works on. arch: the arguments of models.model that give this network."""
-
-    config: Config
-    directory: Path
-    images: data.Data
-    arch: dict[str, Any]
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    pruning: Pruning
-    precision: torch.dtype | None
-
-    @property
-    def device(self) -> torch.device:
-        return self.images.train_images.device
 
 
 def train(config: Config, run: Run) -> dict[str, Any]:
@@ -56,9 +30,12 @@ def train(config: Config, run: Run) -> dict[str, Any]:
     Raises TrainingError, DataError, MachineError, CheckpointError, OSError; all that was written
     until then stays, and the same call goes on from there.
     """
+    if config.tune:
+        require(config.target)
     state, problem = checkpoint.restore_epoch(run.directory)
     job = prepare(config, run.directory, fresh=state is None)
     machine = f"{job.device.type} {'float32' if job.precision is None else 'bf16'}"
+    history = resume(job, state)
     rate = job.pruning.full_rate()
     macs = expected_macs(job, rate)
     log.info(result.opening_line(config, rate, job.images.summary(), macs, machine))
@@ -67,7 +44,6 @@ def train(config: Config, run: Run) -> dict[str, Any]:
     log.info("writing to %s", run.directory)
     if problem:
         log.warning("warning: %s", problem)
-    history = resume(job, state)
     if history:
         log.info("resuming after epoch %d of %d", len(history), config.epochs)
         run.record(history)  # it may have been killed before it could
@@ -78,43 +54,17 @@ def train(config: Config, run: Run) -> dict[str, Any]:
             "model": job.model.state_dict(),
             "optimizer": job.optimizer.state_dict(),
             "keep": job.pruning.keep,
+            "rate": rate,
             "history": history,
         }
         checkpoint.save_epoch(run.directory, reached)
         run.record(history)
         log.info(result.epoch_line(row, config.epochs))
-    report = conclude(job, history, dict(run.config))
+    report = deliver(job, history, dict(run.config))
     for warning in report["warnings"]:
         log.warning("warning: %s", warning)
     run.finish(report, result.markdown(report, str(run.directory)))
     return report
-
-
-def prepare(config: Config, directory: Path, fresh: bool) -> Job:
-    """Data, network and optimizer as they are before the first epoch.
-
-    fresh: no epoch is done, so that pretrained weights are wanted.
-    """
-    device = choose_device(config.device)
-    images = data.load(config.dataset, device)
-    arch: dict[str, Any] = {
-        "name": config.arch,
-        "num_classes": len(images.classes),
-        "in_channels": images.image_shape[0],
-    }
-    torch.manual_seed(config.seed)
-    model = models.model(**arch)
-    if fresh and config.pretrained is not None:
-        checkpoint.load_weights(model, checkpoint.pretrained_file(config.pretrained))
-    models.check_size(config.arch, model, images.image_shape)
-    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    o = config.optimizer
-    optimizer = torch.optim.SGD(
-        model.parameters(), o.lr, o.momentum, weight_decay=o.weight_decay, nesterov=o.nesterov
-    )
-    precision = choose_precision(config.precision, device)
-    pruning = Pruning(model, optimizer, config, images.image_shape)
-    return Job(config, directory, images, arch, model, optimizer, pruning, precision)
 
 
 def resume(job: Job, state: dict[str, Any] | None) -> list[dict[str, Any]]:
@@ -125,6 +75,7 @@ def resume(job: Job, state: dict[str, Any] | None) -> list[dict[str, Any]]:
     job.model.load_state_dict(state["model"])
     job.optimizer.load_state_dict(state["optimizer"])
     job.pruning.use(state["keep"])
+    job.pruning.rate = state.get("rate")
     history: list[dict[str, Any]] = state["history"]
     return history
 
@@ -193,52 +144,6 @@ def train_epoch(job: Job, epoch: int) -> float:
     if not math.isfinite(total.item()):
         raise _not_finite(job, epoch, "some step")
     return total.item() / steps
-
-
-def conclude(job: Job, history: list[dict[str, Any]], config: dict[str, Any]) -> dict[str, Any]:
-    """Compact, verify on all test images, save both networks. Returns the report."""
-    model, images, keep = job.model, job.images, job.pruning.keep
-    if job.config.schedule.recalibrate:
-        c = job.config
-        recalibrate(model, images, c.schedule.recalibrate, c.batch_size, c.seed)
-    small = compact(model, keep)
-    full, reduced = logits(model, images), logits(small, images)
-    shared = {"arch": job.arch, "keep": keep, "preprocessing": images.preprocessing()}
-    sizes = []
-    for name, network in (("zeroed.pt", model), ("compact.pt", small)):
-        weights = {key: value.cpu() for key, value in network.state_dict().items()}
-        checkpoint.write(job.directory / name, {**shared, "state_dict": weights})
-        sizes.append((job.directory / name).stat().st_size)
-    equivalence = compare(full, reduced)
-    limit = 1e-5 * equivalence["max_abs_logit"]
-    if not equivalence["max_abs_diff"] <= limit:
-        raise TrainingError(
-            f"the compact network differs from the zeroed one by {equivalence['max_abs_diff']:.3g},"
-            f" more than {limit:.3g}: no report; both networks are kept in {job.directory}"
-        )
-    dense, compacted = cost(model, images.image_shape), cost(small, images.image_shape)
-    c = job.config
-    as_paper = c.residual == "independent" and c.align == 1 and c.macs_target is None
-    macs = {layer.name: layer.macs for layer in dense.layers}
-    return result.report(
-        config=config,
-        environment=environment(job.device, job.precision),
-        history=history,
-        costs=(dense, compacted),
-        sizes=(sizes[0], sizes[1]),
-        paper_macs=paper_reduction(trace(model), macs, job.config.rate) if as_paper else None,
-        accuracies=(accuracy(full, images.test_labels), accuracy(reduced, images.test_labels)),
-        equivalence=equivalence,
-        kept_full=job.pruning.couples.kept_full,
-        train_images=len(images.train_images),
-    )
-
-
-def expected_macs(job: Job, rate: float) -> tuple[int, int]:
-    """MACs of the network at full width and compacted as the weights stand now."""
-    shape = job.images.image_shape
-    keep = job.pruning.selection(rate, job.config.align)
-    return cost(job.model, shape).macs, cost(compact(job.model, keep), shape).macs
 
 
 def _not_finite(job: Job, epoch: int, where: str) -> TrainingError:

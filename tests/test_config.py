@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from fpgm.cli import CONFIGS, quoted, run_name
-from fpgm.config import Config, ConfigError, differences, flatten, suggestion
+from fpgm.config import Config, differences, flatten
 from fpgm.criteria import CRITERIA
 from fpgm.models import MODELS
+from fpgm.typed import ConfigError, suggestion
 
 
 def compose(*words: str) -> dict:

@@ -16,7 +16,7 @@ import fpgm
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "fpgm"
-NOTHING_OF_THE_PACKAGE = {"config", "criteria", "operations", "atomic", "layers", "channels"}
+NOTHING_OF_THE_PACKAGE = {"typed", "criteria", "operations", "atomic", "layers", "channels"}
 
 
 def imports(module: str, *, types_too: bool = True) -> set[str]:
@@ -49,6 +49,7 @@ def test_modules_import_only_what_the_design_allows() -> None:
         if module != "cli":
             assert not outside & {"hydra", "omegaconf"}, module
             assert "cli" not in own[module]
+    assert own["config"] == {"typed"}
     assert own["graph"] == {"operations", "overwriting"}
     assert "graph" in own["selection"]
     assert "train" not in set().union(*(own[m] for m in MODULES if m != "cli"))

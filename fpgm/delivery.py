@@ -1,0 +1,77 @@
+"""From the trained network to what is shipped: compact, prove it equal, save both, report."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+
+from fpgm import checkpoint, result, tuning
+from fpgm.compaction import compact, compare
+from fpgm.counting import cost, paper_reduction
+from fpgm.evaluation import accuracy, logits, recalibrate
+from fpgm.graph import trace
+from fpgm.job import Job, TrainingError
+from fpgm.machine import environment
+
+
+def deliver(job: Job, history: list[dict[str, Any]], config: dict[str, Any]) -> dict[str, Any]:
+    """Compact, verify on all test images, save both networks. Returns the report."""
+    model, images, keep = job.model, job.images, job.pruning.keep
+    if job.config.schedule.recalibrate:
+        c = job.config
+        recalibrate(model, images, c.schedule.recalibrate, c.batch_size, c.seed)
+    tuned = tune_for(job) if job.config.tune else None
+    emit = tuned.emit if tuned else {}
+    small = compact(model, keep, emit)
+    full, reduced = logits(model, images), logits(small, images)
+    shared = {"arch": job.arch, "keep": keep, "preprocessing": images.preprocessing()}
+    shared |= {"emit": emit} if emit else {}
+    sizes = []
+    for name, network in (("zeroed.pt", model), ("compact.pt", small)):
+        weights = {key: value.cpu() for key, value in network.state_dict().items()}
+        checkpoint.write(job.directory / name, {**shared, "state_dict": weights})
+        sizes.append((job.directory / name).stat().st_size)
+    equivalence = compare(full, reduced)
+    limit = 1e-5 * equivalence["max_abs_logit"]
+    if not equivalence["max_abs_diff"] <= limit:
+        raise TrainingError(
+            f"the compact network differs from the zeroed one by {equivalence['max_abs_diff']:.3g},"
+            f" more than {limit:.3g}: no report; both networks are kept in {job.directory}"
+        )
+    dense, compacted = cost(model, images.image_shape), cost(small, images.image_shape)
+    c = job.config
+    as_paper = c.residual == "independent" and c.align == 1 and c.macs_target is None
+    macs = {layer.name: layer.macs for layer in dense.layers}
+    return result.report(
+        config=config,
+        environment=environment(job.device, job.precision),
+        history=history,
+        costs=(dense, compacted),
+        sizes=(sizes[0], sizes[1]),
+        paper_macs=paper_reduction(trace(model), macs, job.config.rate) if as_paper else None,
+        accuracies=(accuracy(full, images.test_labels), accuracy(reduced, images.test_labels)),
+        equivalence=equivalence,
+        kept={name: len(filters) for name, filters in keep.items()},
+        tuning=tuned.summary() if tuned else None,
+        kept_full=job.pruning.couples.kept_full,
+        train_images=len(images.train_images),
+    )
+
+
+def tune_for(job: Job) -> tuning.Tuned:
+    """The fastest form of the job's compact network on its target, a CPU."""
+    c = job.config
+    runtime = tuning.Target(
+        c.target, job.images.image_shape, c.target_batch, torch.get_num_threads()
+    )
+    model = copy.deepcopy(job.model).cpu()
+    return tuning.tune(model, job.pruning.keep, runtime, job.pruning.couples.blocks)
+
+
+def expected_macs(job: Job, rate: float) -> tuple[int, int]:
+    """MACs of the network at full width and compacted as the weights stand now."""
+    shape = job.images.image_shape
+    keep = job.pruning.selection(rate, job.config.align)
+    return cost(job.model, shape).macs, cost(compact(job.model, keep), shape).macs

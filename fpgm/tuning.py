@@ -1,0 +1,131 @@
+"""The fastest form of a compact network on the runtime that it is for, found by the clock.
+
+All forms compute the same function; they differ in which pruned filters stay as zeros
+(fpgm.emission). The network at full width is one of them: none that is slower is ever chosen.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from fpgm import emission
+from fpgm.compaction import compact
+from fpgm.counting import cost
+from fpgm.coupling import Block, couple
+from fpgm.graph import evaluating, trace
+from fpgm.latency import RUNNERS, side_by_side
+
+MULTIPLES = (1, 4, 8, 16)  # 1: no more than the filter that carries the constants
+WORTH = 0.98  # full width must be more than the noise faster to be preferred
+
+Emit = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the network is for. runtime: a name in latency.RUNNERS; image: (C, H, W)."""
+
+    runtime: str
+    image: tuple[int, int, int]
+    batch: int
+    threads: int
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """emit: what `fpgm.compact` takes beside `keep`; rows: {round, form, macs, ms} of all that was
+    tried, the times of a round taken in turn; form: the one chosen."""
+
+    target: Target
+    emit: Emit
+    form: str
+    rows: list[dict[str, Any]]
+
+    def summary(self) -> dict[str, Any]:
+        """For report.json."""
+        own = {"target": self.target.runtime, "batch": self.target.batch}
+        return {**own, "threads": self.target.threads, "form": self.form, "tried": self.rows}
+
+
+def tune(
+    model: nn.Module,
+    keep: Mapping[str, Tensor],
+    target: Target,
+    blocks: Sequence[Block] | None = None,
+) -> Tuned:
+    """Time the forms of the compact network of (model, keep) and choose the fastest.
+
+    blocks: what was decided together in the selection, by default each layer alone. Two rounds:
+    which adds get a widened convolution and which keep the scatter; then, on the best of these,
+    which widths to round up. Raises what export raises, and RuntimeError for too large a batch.
+    """
+    with evaluating(model):
+        graph = trace(model)
+        keep = {name: kept.cpu() for name, kept in keep.items()}
+        blocks = couple(graph, "independent").blocks if blocks is None else blocks
+        groups = emission.groups(graph, keep)
+        full = {"full width": emission.everything(graph, keep)}
+        forms: dict[str, Emit] = {"as cut": {}}
+        if groups:
+            forms["all adds widened"] = emission.widened(graph, keep, {}, groups)
+        for group in groups if len(groups) > 1 else ():
+            name = f"{group[0]} of {group[1]} widened"
+            forms[name] = emission.widened(graph, keep, {}, [group])
+        forms = _distinct(forms)
+        first = _timed(model, keep, {**full, **forms}, target)
+        best = min(forms, key=lambda name: first[name]["ms"])
+        again = {best: forms[best]}
+        # Widths that suit the runtime may only pay where no scatter breaks its layout.
+        for base in dict.fromkeys((best, [*forms][min(1, len(forms) - 1)])):
+            for multiple in MULTIPLES:
+                emit = emission.rounded(graph, keep, forms[base], blocks, multiple)
+                emit = emission.widened(graph, keep, emit, _groups_of(base, groups))
+                again[f"{base}, widths to {multiple}"] = emit
+        again = _distinct(again)
+        second = _timed(model, keep, {**full, **again}, target)
+    fastest = min(again, key=lambda name: second[name]["ms"])
+    if second["full width"]["ms"] < WORTH * second[fastest]["ms"]:
+        fastest = "full width"
+    rows = [{"round": 1, **row} for row in first.values()]
+    rows += [{"round": 2, **row} for row in second.values()]
+    return Tuned(target, {**full, **again}[fastest], fastest, rows)
+
+
+def _distinct(forms: Mapping[str, Emit]) -> dict[str, Emit]:
+    """Without those that emit what an earlier one does: some channels no convolution writes."""
+    seen: dict[tuple[tuple[str, int], ...], str] = {}
+    for name, emit in forms.items():
+        seen.setdefault(tuple(sorted((n, len(f)) for n, f in emit.items())), name)
+    return {name: forms[name] for name in seen.values()}
+
+
+def _groups_of(form: str, groups: list[emission.Group]) -> list[emission.Group]:
+    if form == "all adds widened":
+        return groups
+    return [group for group in groups if form == f"{group[0]} of {group[1]} widened"]
+
+
+def _timed(
+    model: nn.Module, keep: Mapping[str, Tensor], forms: Mapping[str, Emit], target: Target
+) -> dict[str, dict[str, Any]]:
+    """The forms' times, taken in turn: {form, macs, ms} by name."""
+    networks = {name: compact(model, keep, emit) for name, emit in forms.items()}
+    make = RUNNERS[target.runtime]
+    bar = tqdm(networks.values(), f"forms for {target.runtime}", leave=False, disable=None)
+    runners = [make(network, target.image, target.threads) for network in bar]
+    seconds = side_by_side(runners, torch.randn(target.batch, *target.image))
+    return {
+        name: {
+            "form": name,
+            "macs": cost(network, target.image).macs,
+            "ms": 1e3 * statistics.median(own),
+        }
+        for (name, network), own in zip(networks.items(), seconds, strict=True)
+    }
