@@ -11,6 +11,7 @@ from fpgm import checkpoint, result, tuning
 from fpgm.compaction import compact, compare
 from fpgm.counting import cost, paper_reduction
 from fpgm.evaluation import accuracy, logits, recalibrate
+from fpgm.export import ExportError
 from fpgm.graph import trace
 from fpgm.job import Job, TrainingError
 from fpgm.machine import environment
@@ -22,16 +23,16 @@ def deliver(job: Job, history: list[dict[str, Any]], config: dict[str, Any]) -> 
     if job.config.schedule.recalibrate:
         c = job.config
         recalibrate(model, images, c.schedule.recalibrate, c.batch_size, c.seed)
-    tuned = tune_for(job) if job.config.tune else None
+    tuned, problems = tune_for(job) if job.config.tune else (None, [])
     emit = tuned.emit if tuned else {}
     small = compact(model, keep, emit)
     full, reduced = logits(model, images), logits(small, images)
     shared = {"arch": job.arch, "keep": keep, "preprocessing": images.preprocessing()}
-    shared |= {"emit": emit} if emit else {}
     sizes = []
     for name, network in (("zeroed.pt", model), ("compact.pt", small)):
         weights = {key: value.cpu() for key, value in network.state_dict().items()}
-        checkpoint.write(job.directory / name, {**shared, "state_dict": weights})
+        own = {"emit": emit} if network is small and emit else {}
+        checkpoint.write(job.directory / name, {**shared, **own, "state_dict": weights})
         sizes.append((job.directory / name).stat().st_size)
     equivalence = compare(full, reduced)
     limit = 1e-5 * equivalence["max_abs_logit"]
@@ -56,18 +57,25 @@ def deliver(job: Job, history: list[dict[str, Any]], config: dict[str, Any]) -> 
         kept={name: len(filters) for name, filters in keep.items()},
         tuning=tuned.summary() if tuned else None,
         kept_full=job.pruning.couples.kept_full,
+        problems=problems,
         train_images=len(images.train_images),
     )
 
 
-def tune_for(job: Job) -> tuning.Tuned:
-    """The fastest form of the job's compact network on its target, a CPU."""
+def tune_for(job: Job) -> tuple[tuning.Tuned | None, list[str]]:
+    """The fastest form of the job's compact network on its target, a CPU, or what prevented it.
+
+    A trained network is not lost because it could not be timed: it is shipped as cut.
+    """
     c = job.config
     runtime = tuning.Target(
         c.target, job.images.image_shape, c.target_batch, torch.get_num_threads()
     )
     model = copy.deepcopy(job.model).cpu()
-    return tuning.tune(model, job.pruning.keep, runtime, job.pruning.couples.blocks)
+    try:
+        return tuning.tune(model, job.pruning.keep, runtime, job.pruning.couples.blocks), []
+    except (tuning.TuningError, ExportError) as error:
+        return None, [f"not tuned, and maybe slower than the dense network: {error}"]
 
 
 def expected_macs(job: Job, rate: float) -> tuple[int, int]:

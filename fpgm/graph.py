@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import traceback
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, fx, nn
@@ -105,7 +107,9 @@ def trace(model: nn.Module) -> ChannelGraph:
             traced = fx.GraphModule(model, InplaceTracer().trace(model))
         except (fx.proxy.TraceError, TypeError, RuntimeError) as error:
             name = type(model).__name__
-            raise GraphError(f"{name} cannot be traced by torch.fx: {error}") from error
+            raise GraphError(
+                f"{name} cannot be traced by torch.fx{_where(error)}: {error}"
+            ) from error
     modules = dict(traced.named_modules())
     calls = Counter(str(n.target) for n in traced.graph.nodes if n.op == "call_module")
     twice = {name for name, count in calls.items() if count > 1} | _shared_parameters(modules)
@@ -120,6 +124,14 @@ def trace(model: nn.Module) -> ChannelGraph:
     kept_full = _kept_full(kinds, flat, modules, twice)
     replaced = overwritten(kinds, modules)
     return ChannelGraph(traced, kinds, flat, replaced, kept_full, tuple(_projections(kinds)))
+
+
+def _where(error: Exception) -> str:
+    """The line of the network's own code that an error came up in."""
+    own = (str(Path(torch.__file__).parent), str(Path(__file__).parent / "overwriting"))
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [f for f in frames if not f.filename.startswith(own) and f.filename != __file__]
+    return f" at {lines[-1].filename}:{lines[-1].lineno} ({lines[-1].line})" if lines else ""
 
 
 def _fits(node: fx.Node, kind: str, flat: set[fx.Node], modules: dict[str, nn.Module]) -> bool:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import statistics
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,80 +18,16 @@ from fpgm.atomic import write_text
 from fpgm.checkpoint import CheckpointError
 from fpgm.compaction import load
 from fpgm.counting import cost
-from fpgm.export import ExportError, export
-from fpgm.folding import fold
-from fpgm.machine import environment
+from fpgm.export import ExportError
+from fpgm.machine import environment, keep_freed_memory
+from fpgm.runtimes import INSTALL, RUNTIMES, Runner, installed
 
-RUNTIMES = ("torch", "onnxruntime", "openvino")
-INSTALL = {"onnxruntime": "pip install 'fpgm[export]'", "openvino": "pip install 'fpgm[latency]'"}
+COSTLY = 5  # layers shown for each runtime and batch
 WARM_UP, ROUNDS, SECONDS = 5, 200, 6.0  # rounds end after this many seconds, but not before 10
-
-Runner = Callable[[Tensor], object]
 
 
 class LatencyError(ValueError):
     """A measurement that cannot be made."""
-
-
-def require(runtime: str) -> None:
-    """Raise LatencyError, with the command that installs it, where a runtime is not there."""
-    if importlib.util.find_spec(runtime) is None:
-        raise LatencyError(f"target={runtime}: is not installed here: {INSTALL[runtime]}")
-
-
-def torch_runner(network: nn.Module, image: tuple[int, int, int], threads: int) -> Runner:
-    """The folded network in torch, channels last."""
-    folded = fold(network).to(memory_format=torch.channels_last)
-
-    def run(batch: Tensor) -> object:
-        torch.set_num_threads(threads)
-        with torch.inference_mode():
-            return folded(batch)
-
-    return run
-
-
-def onnxruntime_runner(network: nn.Module, image: tuple[int, int, int], threads: int) -> Runner:
-    """The exported network in ONNX Runtime."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    # Else the threads of one session go on spinning while the next one is timed.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory) / "network.onnx"
-        export(network, path, image, dynamic=True)
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return lambda batch: session.run(None, {"images": batch.numpy()})
-
-
-def openvino_runner(network: nn.Module, image: tuple[int, int, int], threads: int) -> Runner:
-    """The exported network in OpenVINO, float32 as the others."""
-    import openvino
-
-    with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory) / "network.onnx"
-        export(network, path, image, dynamic=True)
-        model = openvino.convert_model(path)
-    compiled = {}
-
-    def run(batch: Tensor) -> object:
-        if len(batch) not in compiled:  # a fixed batch, as one would deploy it
-            model.reshape([len(batch), *image])
-            hints = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32",
-                     "PERFORMANCE_HINT": "LATENCY"}  # fmt: skip
-            compiled[len(batch)] = openvino.compile_model(model, "CPU", hints)
-        return compiled[len(batch)](batch.numpy())
-
-    return run
-
-
-RUNNERS = {
-    "torch": torch_runner,
-    "onnxruntime": onnxruntime_runner,
-    "openvino": openvino_runner,
-}
 
 
 def side_by_side(runners: Sequence[Runner], batch: Tensor) -> list[list[float]]:
@@ -124,11 +58,12 @@ def measure(
     """A row for each runtime and batch: milliseconds (median and quartiles) and the speed-up."""
     rows = []
     for runtime in runtimes:
-        runners = [RUNNERS[runtime](network, image, threads) for network in (dense, small)]
+        runners = [RUNTIMES[runtime](network, image, threads) for network in (dense, small)]
         for size in batches:
             try:
-                seconds = side_by_side(runners, torch.randn(size, *image))
-            except (MemoryError, RuntimeError) as error:
+                batch = torch.randn(size, *image)
+                seconds = side_by_side(runners, batch)
+            except Exception as error:  # every runtime has its own kinds
                 raise LatencyError(
                     f"--batch {size}: {runtime} cannot run it ({str(error).splitlines()[0]}); try "
                     f"--batch {max(size // 2, 1)}"
@@ -139,6 +74,7 @@ def measure(
             row.update({name: q[1] for name, q in zip(names, quartiles, strict=True)})
             row["quartiles"] = {n: [q[0], q[2]] for n, q in zip(names, quartiles, strict=True)}
             row["speed_up"] = row["dense_ms"] / row["compact_ms"]
+            row["costly"] = runners[1].by_layer(batch)[:COSTLY]
             rows.append(row)
     return rows
 
@@ -160,6 +96,10 @@ def markdown(result: dict[str, Any]) -> str:
             f"| {row['runtime']} | {row['batch']} | {row['dense_ms']:.2f} | "
             f"{row['compact_ms']:.2f} | {row['speed_up']:.2f} | {share:.2f} |"
         )
+    lines += ["", "Where the compact network's time goes:", ""]
+    for row in result["rows"]:
+        layers = ", ".join(f"{name} {ms:.2f} ms" for name, ms in row["costly"])
+        lines.append(f"- {row['runtime']}, batch {row['batch']}: {layers}")
     return "\n".join([*lines, ""])
 
 
@@ -169,6 +109,7 @@ def latency_of_run(
     """Measure a run's networks and write latency.json and latency.md into its directory."""
     if not (directory / "report.json").exists():
         raise ExportError(f"{directory}: no report.json, so that run is not done; finish it first")
+    keep_freed_memory()
     dense, small = load(directory / "zeroed.pt"), load(directory / "compact.pt")
     saved = torch.load(directory / "compact.pt", weights_only=True)["preprocessing"]
     c, h, w = saved["image_shape"]
@@ -199,7 +140,7 @@ def main(argv: list[str] | None = None) -> None:
             raise LatencyError(f"--runtimes {unknown[0]}: choose from {', '.join(RUNTIMES)}")
         if not all(size.isdigit() and int(size) > 0 for size in words.batch.split(",")):
             raise LatencyError(f"--batch {words.batch}: whole numbers with commas, as in 1,128")
-        there = [name for name in runtimes if importlib.util.find_spec(name) is not None]
+        there = [name for name in runtimes if installed(name)]
         for name in set(runtimes) - set(there):
             print(f"{name} is not installed and is left out: {INSTALL[name]}", file=sys.stderr)
         sizes = [int(size) for size in words.batch.split(",")]

@@ -60,6 +60,7 @@ def report(
     kept: Mapping[str, int],
     tuning: Mapping[str, Any] | None,
     kept_full: Mapping[str, str],
+    problems: Sequence[str],
     train_images: int,
 ) -> dict[str, Any]:
     """report.json. Pairs are (full width, compact); accuracies and reductions in percent."""
@@ -67,7 +68,6 @@ def report(
     after = {layer.name: layer for layer in small.layers}
     kept = {layer.name: kept.get(layer.name, layer.filters) for layer in dense.layers}
     best = max(history, key=lambda row: row["accuracy_after"])
-    train_s = sum(row["train_s"] for row in history)
     return {
         "schema": SCHEMA,
         "status": "done",
@@ -115,14 +115,14 @@ def report(
             for layer in dense.layers
         ],
         "tuning": tuning,
-        "warnings": list(_warnings(history, accuracies[0])),
-        "timing": {
-            "train_s": train_s,
-            "prune_s": sum(row["prune_s"] for row in history),
-            "eval_s": sum(row["eval_s"] for row in history),
-            "images_per_s": train_images * len(history) / train_s,
-        },
+        "warnings": [*_warnings(history, accuracies[0]), *problems],
+        "timing": _timing(history, train_images),
     }
+
+
+def _timing(history: Sequence[Mapping[str, Any]], train_images: int) -> dict[str, float]:
+    spent = {key: sum(row[key] for row in history) for key in ("train_s", "prune_s", "eval_s")}
+    return {**spent, "images_per_s": train_images * len(history) / spent["train_s"]}
 
 
 def _warnings(history: Sequence[Mapping[str, Any]], zeroed: float) -> list[str]:

@@ -16,9 +16,9 @@ from fpgm.config import Config
 from fpgm.delivery import deliver, expected_macs
 from fpgm.evaluation import accuracy, logits
 from fpgm.job import Job, TrainingError, prepare
-from fpgm.latency import require
 from fpgm.machine import autocast
 from fpgm.run import Run
+from fpgm.runtimes import require
 from fpgm.schedules import learning_rate, masked
 
 log = logging.getLogger("fpgm")

@@ -20,7 +20,8 @@ from fpgm.compaction import compact
 from fpgm.counting import cost
 from fpgm.coupling import Block, couple
 from fpgm.graph import evaluating, trace
-from fpgm.latency import RUNNERS, side_by_side
+from fpgm.latency import side_by_side
+from fpgm.runtimes import RUNTIMES
 
 MULTIPLES = (1, 4, 8, 16)  # 1: no more than the filter that carries the constants
 WORTH = 0.98  # full width must be more than the noise faster to be preferred
@@ -28,9 +29,13 @@ WORTH = 0.98  # full width must be more than the noise faster to be preferred
 Emit = dict[str, Tensor]
 
 
+class TuningError(RuntimeError):
+    """Forms that cannot be timed here."""
+
+
 @dataclass(frozen=True)
 class Target:
-    """What the network is for. runtime: a name in latency.RUNNERS; image: (C, H, W)."""
+    """What the network is for. runtime: a name in runtimes.RUNTIMES; image: (C, H, W)."""
 
     runtime: str
     image: tuple[int, int, int]
@@ -64,7 +69,7 @@ def tune(
 
     blocks: what was decided together in the selection, by default each layer alone. Two rounds:
     which adds get a widened convolution and which keep the scatter; then, on the best of these,
-    which widths to round up. Raises what export raises, and RuntimeError for too large a batch.
+    which widths to round up. Raises ExportError, and TuningError for too large a batch.
     """
     with evaluating(model):
         graph = trace(model)
@@ -117,10 +122,16 @@ def _timed(
 ) -> dict[str, dict[str, Any]]:
     """The forms' times, taken in turn: {form, macs, ms} by name."""
     networks = {name: compact(model, keep, emit) for name, emit in forms.items()}
-    make = RUNNERS[target.runtime]
+    make = RUNTIMES[target.runtime]
     bar = tqdm(networks.values(), f"forms for {target.runtime}", leave=False, disable=None)
     runners = [make(network, target.image, target.threads) for network in bar]
-    seconds = side_by_side(runners, torch.randn(target.batch, *target.image))
+    try:
+        seconds = side_by_side(runners, torch.randn(target.batch, *target.image))
+    except Exception as error:  # every runtime has its own kinds
+        raise TuningError(
+            f"target_batch={target.batch}: {target.runtime} cannot run it "
+            f"({str(error).splitlines()[0]}); try target_batch={max(target.batch // 2, 1)}"
+        ) from error
     return {
         name: {
             "form": name,

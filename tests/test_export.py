@@ -17,6 +17,7 @@ from fpgm import latency as timing
 from fpgm.compaction import compact, equivalence
 from fpgm.folding import fold
 from fpgm.latency import markdown, measure, side_by_side
+from fpgm.runtimes import RUNTIMES
 
 IMAGE = (1, 8, 8)
 
@@ -95,6 +96,7 @@ def test_latency_is_written_beside_the_run(
         low, high = row["quartiles"]["dense_ms"]
         assert 0 < low <= row["dense_ms"] <= high
         assert row["speed_up"] == row["dense_ms"] / row["compact_ms"]
+        assert 1 <= len(row["costly"]) <= timing.COSTLY
     assert (run_directory / "latency.md").read_text() == capsys.readouterr().out
 
 
@@ -116,6 +118,22 @@ def test_every_runtime_there_is_can_be_timed() -> None:
     )
 
 
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_time_is_told_by_the_network_s_own_layers(runtime: str) -> None:
+    pytest.importorskip(runtime)
+    model, keep = zeroed(0, 0.5, fpgm.model("resnet20", in_channels=1))
+    times = RUNTIMES[runtime](compact(model, keep), IMAGE, 1).by_layer(torch.randn(8, *IMAGE))
+    layers = {name.split(" ")[0] for name, ms in times if ms > 0}
+    convolutions = {name for name, m in model.named_modules() if isinstance(m, nn.Conv2d)}
+    assert len(layers & convolutions) > 0.8 * len(convolutions)
+
+
+def test_a_batch_too_large_for_the_memory_is_named() -> None:
+    model = fpgm.model("resnet20", in_channels=1)
+    with pytest.raises(timing.LatencyError, match=r"--batch 10{12}: torch cannot run it .*memory"):
+        measure(model, model, IMAGE, ["torch"], [10**12], 1)
+
+
 def test_runners_take_turns() -> None:
     calls: list[str] = []
     runners = [lambda batch: calls.append("a"), lambda batch: calls.append("b")]
@@ -127,7 +145,7 @@ def test_runners_take_turns() -> None:
 def test_missing_runtime_is_left_out_with_the_command_that_installs_it(
     run_directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(timing.importlib.util, "find_spec", lambda name: name == "torch" or None)
+    monkeypatch.setattr(timing, "installed", lambda name: name == "torch")
     timing.main([str(run_directory), "--runtimes", "torch,openvino", "--batch", "1"])
     err = capsys.readouterr().err
     assert "openvino is not installed and is left out: pip install 'fpgm[latency]'" in err

@@ -1,0 +1,177 @@
+"""A compact network in another form is the same function, and none slower than dense is shipped."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from networks import Odd, randomised
+from torch import nn
+
+import fpgm
+from fpgm import emission, tuning
+from fpgm.checkpoint import write
+from fpgm.compaction import compact, equivalence, load
+from fpgm.coupling import RESIDUAL, couple
+from fpgm.graph import trace
+from fpgm.layers import BorderConv2d, Expand
+
+NETWORKS = {
+    "resnet20": lambda: fpgm.model("resnet20"),
+    "resnet18": torchvision.models.resnet18,
+    "mobilenet_v2": torchvision.models.mobilenet_v2,
+    "mobilenet_v3": torchvision.models.mobilenet_v3_small,
+    "efficientnet": torchvision.models.efficientnet_b0,
+    "densenet": torchvision.models.densenet121,
+    "odd": Odd,
+}
+
+
+def pruned(name: str, residual: str, rate: float = 0.5, seed: int = 0):
+    model = randomised(NETWORKS[name](), seed, torch.float64)
+    keep = fpgm.select(model, "random", rate, residual=residual, seed=seed)
+    fpgm.zero_(model, keep)
+    graph = trace(model)
+    return model, keep, graph, couple(graph, residual).blocks
+
+
+def error(model: nn.Module, small: nn.Module, size: int = 64) -> float:
+    x = torch.randn(2, 3, size, size, dtype=torch.float64)
+    found = equivalence(model, small, x)
+    return found["max_abs_diff"] / found["max_abs_logit"]
+
+
+def expands(network: nn.Module) -> int:
+    return sum(isinstance(module, Expand) for module in network.modules())
+
+
+def maps(network: nn.Module) -> int:
+    borders = [m.border for m in network.modules() if isinstance(m, BorderConv2d)]
+    return sum(border is not None for border in borders)
+
+
+@pytest.mark.parametrize("residual", RESIDUAL)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_form_computes_the_same_function(name: str, residual: str) -> None:
+    model, keep, graph, blocks = pruned(name, residual)
+    widened = emission.widened(graph, keep, {}, emission.groups(graph, keep))
+    forms = [widened, emission.everything(graph, keep)]
+    forms += [emission.rounded(graph, keep, emit, blocks, 8) for emit in ({}, widened)]
+    forms += [emission.rounded(graph, keep, widened, blocks, 1)]
+    for emit in forms:
+        assert error(model, compact(model, keep, emit)) <= 1e-12
+
+
+@given(seed=st.integers(0, 10_000), rate=st.floats(0.1, 0.9), multiple=st.integers(1, 9))
+@settings(deadline=None, max_examples=15)
+def test_one_constant_channel_can_carry_all_others(seed: int, rate: float, multiple: int) -> None:
+    model, keep, graph, blocks = pruned("resnet20", "inner", rate, seed)
+    emit = emission.rounded(graph, keep, {}, blocks, multiple)
+    assert error(model, compact(model, keep, emit), 33) <= 1e-12
+
+
+def test_widened_adds_need_no_scatter_and_a_carrier_no_map() -> None:
+    model, keep, graph, blocks = pruned("resnet20", "independent")
+    cut = compact(model, keep)
+    widened = emission.widened(graph, keep, {}, emission.groups(graph, keep))
+    carried = emission.rounded(graph, keep, widened, blocks, 1)
+    assert expands(cut) > 2
+    assert maps(cut) > 2
+    assert expands(compact(model, keep, widened)) == 2  # the zeros of the two shortcuts A
+    assert maps(compact(model, keep, carried)) == 0
+    macs = [fpgm.cost(compact(model, keep, e), (3, 32, 32)).macs for e in ({}, widened, carried)]
+    assert macs[0] < macs[1] < macs[2] < fpgm.cost(model, (3, 32, 32)).macs
+
+
+def test_widths_are_rounded_up_and_never_beyond_the_layer() -> None:
+    _, keep, graph, blocks = pruned("resnet20", "inner", 0.3)
+    emit = emission.rounded(graph, keep, {}, blocks, 8)
+    for name, kept in keep.items():
+        width = len(emit.get(name, kept))
+        assert len(kept) <= width <= graph.filters(name)
+        assert width % 8 == 0 or width == graph.filters(name)
+        assert set(kept.tolist()) <= set(emit.get(name, kept).tolist())
+
+
+def test_a_tuned_network_loads_again(tmp_path: Path) -> None:
+    arch = {"name": "resnet20", "num_classes": 10, "in_channels": 3}
+    model = randomised(fpgm.model(**arch), 0)
+    keep = fpgm.select(model, "random", 0.5)
+    fpgm.zero_(model, keep)
+    graph = trace(model)
+    emit = emission.widened(graph, keep, {}, emission.groups(graph, keep))
+    emit = emission.rounded(graph, keep, emit, couple(graph).blocks, 4)
+    small = compact(model, keep, emit)
+    saved = {"arch": arch, "keep": keep, "emit": emit, "state_dict": small.state_dict()}
+    write(tmp_path / "compact.pt", saved)
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(load(tmp_path / "compact.pt")(x), small(x))
+
+
+class Clock:
+    """Stands for a runtime: a network takes as long as `price` says."""
+
+    def __init__(self, price) -> None:
+        self.price = price
+
+    def __call__(self, network: nn.Module, image: tuple[int, int, int], threads: int):
+        return lambda batch: self.price(network)
+
+    def side_by_side(self, runners, batch):
+        return [[run(batch)] * 3 for run in runners]
+
+
+@pytest.mark.parametrize(
+    ("price", "form"),
+    [
+        (lambda n: fpgm.cost(n, (3, 32, 32)).macs, "as cut"),
+        (lambda n: 1 + expands(n), "all adds widened"),
+        (lambda n: 1 + expands(n) + maps(n), "all adds widened, widths to 1"),
+        (lambda n: 1 / fpgm.cost(n, (3, 32, 32)).macs, "full width"),
+    ],
+)
+def test_the_fastest_form_is_chosen(monkeypatch: pytest.MonkeyPatch, price, form: str) -> None:
+    model, keep, *_ = pruned("resnet20", "independent")
+    clock = Clock(price)
+    monkeypatch.setitem(tuning.RUNTIMES, "torch", clock)
+    monkeypatch.setattr(tuning, "side_by_side", clock.side_by_side)
+    tuned = tuning.tune(model, keep, tuning.Target("torch", (3, 32, 32), 2, 1))
+    assert tuned.form == form
+    times = {row["form"]: row["ms"] for row in tuned.rows if row["round"] == 2}
+    assert times[tuned.form] <= times["full width"] / tuning.WORTH
+    assert 1e3 * price(compact(model, keep, tuned.emit)) == times[form]
+
+
+def test_a_run_ships_the_form_that_is_fastest(tmp_path: Path) -> None:
+    from test_cli import report, run
+
+    words = ["dataset=digits", "epochs=1", "rate=0.4", "tune=true", "target_batch=16"]
+    status, out, err = run(tmp_path, *words, "hydra.run.dir=r")
+    assert status == 0, err
+    assert "tuned for torch, batch 16" in out + err
+    r = report(tmp_path / "r")
+    assert r["equivalence"]["agreement"] == 1
+    chosen = [row for row in r["tuning"]["tried"] if row["form"] == r["tuning"]["form"]][-1]
+    assert chosen["macs"] == r["compact"]["macs"]
+    assert r["pruning"]["pruned_filters"] == 264  # what was pruned, however it is shipped
+    assert json.loads((tmp_path / "r" / "report.json").read_text()) == r
+
+
+def test_missing_runtime_is_named_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fpgm import runtimes
+
+    monkeypatch.setattr(runtimes, "installed", lambda name: False)
+    with pytest.raises(runtimes.RuntimeMissingError, match=r"target=openvino: .*pip install"):
+        runtimes.require("openvino")
+
+
+def test_too_large_a_batch_is_named_and_the_network_shipped_as_cut() -> None:
+    model, keep, *_ = pruned("resnet20", "inner")
+    target = tuning.Target("torch", (3, 32, 32), 10**12, 1)
+    with pytest.raises(tuning.TuningError, match=r"target_batch=10{12}: torch cannot run it"):
+        tuning.tune(model, keep, target)
