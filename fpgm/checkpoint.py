@@ -89,16 +89,22 @@ def load_weights(model: nn.Module, path: Path) -> None:
     weights = content.get("state_dict", content)
     if not isinstance(weights, dict) or not all(isinstance(w, Tensor) for w in weights.values()):
         raise CheckpointError(f"{path}: holds no state_dict of a network")
-    weights = {name.removeprefix("module."): value for name, value in weights.items()}
+    fit(model, {name.removeprefix("module."): value for name, value in weights.items()}, str(path))
+
+
+def fit(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
+    """Load a state_dict; CheckpointError names `source` and the first parameter that differs."""
     for name, own in model.state_dict().items():
         if name not in weights:
-            raise CheckpointError(f"{path}: another network: it has no {name}")
+            raise CheckpointError(f"{source}: another network: it has no {name}")
         if weights[name].shape != own.shape:
             theirs, ours = tuple(weights[name].shape), tuple(own.shape)
-            raise CheckpointError(f"{path}: another network: {name} is {theirs} there, {ours} here")
+            raise CheckpointError(
+                f"{source}: another network: {name} is {theirs} there, {ours} here"
+            )
     unknown = next((name for name in weights if name not in model.state_dict()), None)
     if unknown is not None:
-        raise CheckpointError(f"{path}: another network: {unknown} is not in this one")
+        raise CheckpointError(f"{source}: another network: {unknown} is not in this one")
     model.load_state_dict(weights)
 
 

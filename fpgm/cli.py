@@ -76,6 +76,10 @@ def _exists(path: str) -> bool:
 OmegaConf.register_new_resolver("run_name", lambda words: run_name(list(words)), replace=True)
 
 
+RANK, WORLD = (
+    int(os.environ.get(key, default)) for key, default in (("RANK", 0), ("WORLD_SIZE", 1))
+)
+
 _failures: list[str] = []
 _with_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"  # before main() sets it for Hydra
 
@@ -90,7 +94,7 @@ def job(words: DictConfig) -> None:
         if _with_traceback:
             raise
         line = explain(error)
-        print(line, file=sys.stderr)
+        print(f"rank {RANK}: {line}" if RANK else line, file=sys.stderr)
         _failures.append(f"{directory}: {line}")
         with contextlib.suppress(OSError):
             directory.rmdir()  # Hydra made it; nothing was written into it yet
@@ -102,14 +106,35 @@ def run_job(words: DictConfig, directory: Path) -> None:
     from fpgm.run import Run
 
     config = Config.of(OmegaConf.to_container(words, resolve=True))  # type: ignore[arg-type]
+    if RANK:
+        follow(config, directory)
+        return
     with Run(directory, config.as_dict()) as run:
         report = run.report
-        if report is None:
-            from fpgm.train import train
-
-            logging.getLogger("fpgm").info(table(train(config, run), str(directory)))
-        else:
+        if report is not None:
             print(f"{directory} is done already", table(report, str(directory)), sep="\n")
+            if WORLD == 1:
+                return
+        from fpgm.distributed import from_first, join
+        from fpgm.train import train
+
+        ranks = join(config.device)
+        if from_first(report is None, ranks):
+            trained = train(config, run, ranks)
+            assert trained is not None
+            logging.getLogger("fpgm").info(table(trained, str(directory)))
+
+
+def follow(config: Config, directory: Path) -> None:
+    """The part of the processes that torchrun starts beside the first: they write nothing."""
+    from fpgm.distributed import from_first, join
+    from fpgm.run import Run
+    from fpgm.train import train
+
+    logging.getLogger("fpgm").setLevel(logging.ERROR)
+    ranks = join(config.device)
+    if from_first(None, ranks):
+        train(config, Run(directory, config.as_dict()), ranks)
 
 
 def main() -> None:

@@ -11,14 +11,18 @@ from fpgm.typed import ConfigError, build, choice, number
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """name: what to read; root: where it lies or goes; image_size: pixels (image_folder only);
-    pad, flip: the training augmentation, zeros added on each side before the crop, mirroring."""
+    """name: what to read; root: where it lies or goes; image_size: pixels (image_folder, imagenet);
+    pad, flip: the training augmentation, zeros added on each side before the crop, mirroring;
+    imagenet only: workers, processes that decode, null for one a core, and on_error, what to do
+    with an image that cannot be read."""
 
-    name: str = choice("digits", "cifar10", "cifar100", "image_folder")
+    name: str = choice("digits", "cifar10", "cifar100", "image_folder", "imagenet")
     root: str | None
     image_size: int | None = number(1, 1024, example="32")
     pad: int = number(0, 64, example="4")
     flip: bool
+    workers: int | None = number(0, 1024, example="8")
+    on_error: str = choice("stop", "skip")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +42,8 @@ class Criterion:
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
     """See fpgm.schedules. interval: epochs between two selections; settle: share of the epochs
-    after which the selection stays and is masked, 1 = never; recalibrate: batches of training
+    after which the selection stays and is masked, 1 = never; train_compact: whether frozen runs
+    train the compact network where that takes the same steps; recalibrate: batches of training
     images on which BatchNorm is estimated again after the last zeroing."""
 
     name: str = choice("frozen", "soft", "asymptotic", "hard")
@@ -47,6 +52,7 @@ class Schedule:
     reset_momentum: bool
     settle: float = number(0, 1, example="0.6")
     recalibrate: int = number(0, example="100")
+    train_compact: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +74,8 @@ class Config:
     """One run. rate: share of each layer's filters to prune; macs_target: share of the dense
     network's MACs, in place of rate; residual: see fpgm.coupling; align: kept counts are multiples
     of it; pretrained: a run directory or a checkpoint to start from; tune: whether the compact
-    network gets the form that is fastest on `target` with batches of target_batch images."""
+    network gets the form that is fastest on `target` with batches of target_batch images; compile:
+    train with torch.compile."""
 
     dataset: Dataset
     arch: str
@@ -84,6 +91,7 @@ class Config:
     seed: int = number(0, 2**31 - 1, example="0")
     device: str = choice("auto", "cpu", "cuda")
     precision: str = choice("auto", "float32", "bf16")
+    compile: bool
     pretrained: str | None
     tune: bool
     target: str = choice("torch", "onnxruntime", "openvino")
@@ -117,7 +125,7 @@ def _contradictions(config: Config) -> Iterable[str]:
             yield f"criterion.{key}={value}: only criterion={owner} takes it"
     if config.schedule.name == "hard" and config.rate > 0 and config.pretrained is None:
         yield "schedule=hard: prunes a trained network, name it with pretrained=RUN_DIR"
-    if config.dataset.name == "image_folder" and config.dataset.root is None:
+    if config.dataset.name in ("image_folder", "imagenet") and config.dataset.root is None:
         yield "dataset.root=null: where the images lie, dataset.root=DIR with train/CLASS/*"
     if not all(0 < m <= 1 for m in config.optimizer.milestones):
         yield (

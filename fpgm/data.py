@@ -6,7 +6,6 @@ quarter of the memory and of the bus.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,12 +16,16 @@ import torchvision
 from torch import Tensor
 
 from fpgm import config
+from fpgm.distributed import ALONE, Ranks
 from fpgm.image_folder import Arrays, DataError, read_folder
+from fpgm.images import Batches, Images
+from fpgm.streaming import Stream
 
 
 @dataclass(frozen=True)
 class Data:
-    """images: (n, C, H, W) uint8; labels: (n,) int64; mean, std: (C,) of pixels in 0..1."""
+    """Images in memory. images: (n, C, H, W) uint8; labels: (n,) int64; mean, std: (C,) of pixels
+    in 0..1; pad, flip: the training augmentation."""
 
     train_images: Tensor
     train_labels: Tensor
@@ -31,17 +34,36 @@ class Data:
     mean: Tensor
     std: Tensor
     classes: tuple[str, ...]
+    pad: int = 0
+    flip: bool = False
+
+    @property
+    def device(self) -> torch.device:
+        return self.train_images.device
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         c, h, w = self.train_images.shape[1:]
         return c, h, w
 
-    def summary(self) -> str:
-        """How many images of what, in words."""
-        shape = "x".join(map(str, self.image_shape))
-        counts = f"{len(self.train_images)} + {len(self.test_images)} images of {shape}"
-        return f"{counts}, {len(self.classes)} classes"
+    @property
+    def counts(self) -> tuple[int, int]:
+        return len(self.train_images), len(self.test_images)
+
+    def epoch(
+        self, batch_size: int, seed: int, ranks: Ranks = ALONE, augmented: bool = True
+    ) -> Batches:
+        pad, flip = (self.pad, self.flip) if augmented else (0, False)
+        return train_batches(self, batch_size, pad, flip, seed, ranks)
+
+    def steps(self, batch_size: int, ranks: Ranks = ALONE) -> int:
+        return train_steps(len(self.train_images), batch_size, ranks)
+
+    def tests(self, batch_size: int, ranks: Ranks = ALONE) -> Batches:
+        own = ranks.share(len(self.test_images))
+        for start in range(own.start, own.stop, batch_size):
+            part = slice(start, min(start + batch_size, own.stop))
+            yield self.normalise(self.test_images[part]), self.test_labels[part]
 
     def preprocessing(self) -> dict[str, object]:
         """What a user of the network must know: channel means and deviations, size, classes."""
@@ -59,7 +81,14 @@ class Data:
         return (scaled - 255 * self.mean.view(shape)) / (255 * self.std.view(shape))
 
 
-def load(dataset: config.Dataset, device: torch.device) -> Data:
+def load(dataset: config.Dataset, device: torch.device) -> Images:
+    """A data set: streamed, or read onto the device. Raises DataError."""
+    if dataset.name == "imagenet":
+        return Stream(dataset, device)
+    return load_arrays(dataset, device)
+
+
+def load_arrays(dataset: config.Dataset, device: torch.device) -> Data:
     """Read a data set onto the device. Raises DataError."""
     readers = {
         "digits": _digits,
@@ -77,36 +106,32 @@ def load(dataset: config.Dataset, device: torch.device) -> Data:
     else:
         mean, std = _moments(train_images)
     tensors = (train_images, train_labels, test_images, test_labels, mean, std)
-    return Data(*[t.to(device) for t in tensors], classes)  # type: ignore[arg-type, call-arg]
+    on_device = [t.to(device) for t in tensors]
+    return Data(*on_device, classes, dataset.pad, dataset.flip)  # type: ignore[arg-type, call-arg]
 
 
 def train_batches(
-    data: Data, batch_size: int, pad: int, flip: bool, seed: int
-) -> Iterator[tuple[Tensor, Tensor]]:
+    data: Data, batch_size: int, pad: int, flip: bool, seed: int, ranks: Ranks = ALONE
+) -> Batches:
     """One epoch in random order: (B, C, H, W) normalised images, labels. The seed is all it needs.
 
-    A last batch of one image is left out: BatchNorm has no variance of it.
+    Of each batch this rank's part. A last batch of one image is left out: BatchNorm has no
+    variance of it.
     """
     device = data.train_images.device
     generator = torch.Generator(device).manual_seed(seed)
     order = torch.randperm(len(data.train_images), generator=generator, device=device)
-    for indices in order.split(batch_size):
-        if len(indices) > 1 or batch_size == 1:
-            images = augment(data.train_images[indices], pad, flip, generator)
-            yield data.normalise(images), data.train_labels[indices]
+    for indices in order.split(batch_size)[: train_steps(len(order), batch_size, ranks)]:
+        # Augmented as one batch, whoever gets which part of it.
+        images = augment(data.train_images[indices], pad, flip, generator)
+        own = ranks.share(len(indices) // ranks.world * ranks.world)
+        yield data.normalise(images[own]), data.train_labels[indices[own]]
 
 
-def train_steps(data: Data, batch_size: int) -> int:
-    """How many batches `train_batches` gives."""
-    full, rest = divmod(len(data.train_images), batch_size)
-    return full + (rest > 1)
-
-
-def test_batches(data: Data, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """All test images in order, normalised, and their labels."""
-    for start in range(0, len(data.test_images), batch_size):
-        part = slice(start, start + batch_size)
-        yield data.normalise(data.test_images[part]), data.test_labels[part]
+def train_steps(count: int, batch_size: int, ranks: Ranks = ALONE) -> int:
+    """How many batches an epoch of `count` images has: the last one needs two images a rank."""
+    full, rest = divmod(count, batch_size)
+    return full + (rest // ranks.world > 1)
 
 
 def augment(images: Tensor, pad: int, flip: bool, generator: torch.Generator) -> Tensor:

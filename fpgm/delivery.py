@@ -16,6 +16,8 @@ from fpgm.graph import trace
 from fpgm.job import Job, TrainingError
 from fpgm.machine import environment
 
+MANY_CLASSES = 100  # with which a top-5 accuracy says something
+
 
 def deliver(job: Job, history: list[dict[str, Any]], config: dict[str, Any]) -> dict[str, Any]:
     """Compact, verify on all test images, save both networks. Returns the report."""
@@ -26,7 +28,7 @@ def deliver(job: Job, history: list[dict[str, Any]], config: dict[str, Any]) -> 
     tuned, problems = tune_for(job) if job.config.tune else (None, [])
     emit = tuned.emit if tuned else {}
     small = compact(model, keep, emit)
-    full, reduced = logits(model, images), logits(small, images)
+    (full, labels), (reduced, _) = logits(model, images), logits(small, images)
     shared = {"arch": job.arch, "keep": keep, "preprocessing": images.preprocessing()}
     sizes = []
     for name, network in (("zeroed.pt", model), ("compact.pt", small)):
@@ -52,13 +54,14 @@ def deliver(job: Job, history: list[dict[str, Any]], config: dict[str, Any]) -> 
         costs=(dense, compacted),
         sizes=(sizes[0], sizes[1]),
         paper_macs=paper_reduction(trace(model), macs, job.config.rate) if as_paper else None,
-        accuracies=(accuracy(full, images.test_labels), accuracy(reduced, images.test_labels)),
+        accuracies=(accuracy(full, labels), accuracy(reduced, labels)),
+        top5=accuracy(reduced, labels, top=5) if len(images.classes) >= MANY_CLASSES else None,
         equivalence=equivalence,
         kept={name: len(filters) for name, filters in keep.items()},
         tuning=tuned.summary() if tuned else None,
         kept_full=job.pruning.couples.kept_full,
         problems=problems,
-        train_images=len(images.train_images),
+        train_images=images.counts[0],
     )
 
 

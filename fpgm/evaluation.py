@@ -8,32 +8,46 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
-from fpgm import data
+from fpgm.distributed import ALONE, Ranks, joined
+from fpgm.images import Images
 from fpgm.machine import autocast
 
-TEST_BATCH = 1000  # images; bounds the memory of an evaluation
+TEST_PIXELS = 1_024_000  # of a batch: bounds the memory of an evaluation
 
 
 @torch.inference_mode()
-def logits(model: nn.Module, images: data.Data, dtype: torch.dtype | None = None) -> Tensor:
-    """Outputs for all test images, (n, classes) float32, in eval mode. dtype: see autocast."""
+def logits(
+    model: nn.Module, images: Images, dtype: torch.dtype | None = None, ranks: Ranks = ALONE
+) -> tuple[Tensor, Tensor]:
+    """Outputs for all test images, (n, classes) float32, and their labels (n,), in eval mode.
+
+    dtype: see autocast; ranks: those that share the work, all of them get all outputs.
+    """
     model.eval()
-    device = images.test_images.device
+    _, height, width = images.image_shape
+    size = max(1, min(1000, TEST_PIXELS // (height * width)))
     # TF32 keeps 10 bits of a product: too few to show two networks equal.
     exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
-    with autocast(device, dtype), exact:
-        parts = [model(batch).float() for batch, _ in data.test_batches(images, TEST_BATCH)]
-    return torch.cat(parts)
+    outputs, labels = [], []
+    with autocast(images.device, dtype), exact:
+        for batch, own in images.tests(size, ranks):
+            outputs.append(model(batch).float())
+            labels.append(own)
+    return joined(torch.cat(outputs), ranks), joined(torch.cat(labels), ranks)
 
 
-def accuracy(outputs: Tensor, labels: Tensor) -> float:
-    """Share of right answers in percent. (n, classes), (n,)."""
-    return 100 * int((outputs.argmax(1) == labels).sum()) / len(labels)
+def accuracy(outputs: Tensor, labels: Tensor, top: int = 1) -> float:
+    """Share of the images whose label is among the `top` largest outputs, in percent.
+
+    (n, classes), (n,).
+    """
+    if top == 1:
+        return 100 * int((outputs.argmax(1) == labels).sum()) / len(labels)
+    best = outputs.topk(top, dim=1).indices
+    return 100 * int((best == labels[:, None]).any(1).sum()) / len(labels)
 
 
-def recalibrate(
-    model: nn.Module, images: data.Data, batches: int, batch_size: int, seed: int
-) -> None:
+def recalibrate(model: nn.Module, images: Images, batches: int, batch_size: int, seed: int) -> None:
     """Estimate all BatchNorm statistics again, in place, on training images as they are."""
-    stream = data.train_batches(images, batch_size, pad=0, flip=False, seed=seed)
+    stream = images.epoch(batch_size, seed, augmented=False)
     update_bn((inputs for inputs, _ in itertools.islice(stream, batches)), model)

@@ -82,7 +82,7 @@ def export_run(directory: Path, kind: str, dynamic: bool) -> tuple[Path, dict[st
     network = load(directory / "compact.pt")
     path = directory / f"compact.{kind}"
     export(network, path, images.image_shape, dynamic)
-    some, _ = next(data.test_batches(images, CHECKED))
+    some, _ = next(images.tests(CHECKED))
     some = some.contiguous()
     with torch.inference_mode():
         found = compare(network(some), run_exported(path, some, dynamic))

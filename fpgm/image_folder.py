@@ -20,6 +20,7 @@ from fpgm import config
 
 # train images (n, C, H, W) uint8 and labels (n,) int64, the same for test, names of the classes
 Arrays = tuple[Tensor, Tensor, Tensor, Tensor, tuple[str, ...]]
+Listed = list[tuple[Path, int]]  # files and their labels
 
 
 class DataError(ValueError):
@@ -29,21 +30,29 @@ class DataError(ValueError):
 def read_folder(dataset: config.Dataset) -> Arrays:
     """train/CLASS/* and test/CLASS/* (or val/), decoded once and cached. Raises DataError."""
     root = Path(dataset.root or ".").expanduser()
+    train, test, classes = list_images(root, ("test", "val"))
+    size = dataset.image_size or min(open_image(train[0][0]).size)
+    images = [_decoded([path for path, _ in part], size, root) for part in (train, test)]
+    labels = [torch.tensor([label for _, label in part]) for part in (train, test)]
+    return images[0], labels[0], images[1], labels[1], classes
+
+
+def list_images(root: Path, tests: Sequence[str]) -> tuple[Listed, Listed, tuple[str, ...]]:
+    """The images of root/train/CLASS/* and of the first of `tests` that is there, and the classes.
+
+    Raises DataError.
+    """
     if not root.is_dir():
         raise DataError(f"dataset.root={root}: no such directory; dataset=digits needs none")
     train = root / "train"
-    test = next((root / name for name in ("test", "val") if (root / name).is_dir()), root / "test")
+    test = next((root / name for name in tests if (root / name).is_dir()), root / tests[0])
     classes = _classes(train)
     if _classes(test) != classes:
         odd = sorted(set(_classes(test)) ^ set(classes))
         raise DataError(
             f"{test}: not the same classes as {train}, differing in {', '.join(odd[:5])}"
         )
-    listed = [_files(part, classes) for part in (train, test)]
-    size = dataset.image_size or min(_open(listed[0][0][0]).size)
-    images = [_decoded(files, size, root) for files, _ in listed]
-    labels = [torch.tensor(labels) for _, labels in listed]
-    return images[0], labels[0], images[1], labels[1], classes
+    return _files(train, classes), _files(test, classes), classes
 
 
 def _classes(part: Path) -> tuple[str, ...]:
@@ -56,19 +65,18 @@ def _classes(part: Path) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _files(part: Path, classes: Sequence[str]) -> tuple[list[Path], list[int]]:
-    files: list[Path] = []
-    labels: list[int] = []
+def _files(part: Path, classes: Sequence[str]) -> Listed:
+    files: Listed = []
     for label, name in enumerate(classes):
         own = sorted(p for p in (part / name).iterdir() if p.suffix.lower() in IMG_EXTENSIONS)
         if not own:
             raise DataError(f"{part / name}: no images ({', '.join(IMG_EXTENSIONS)})")
-        files += own
-        labels += [label] * len(own)
-    return files, labels
+        files += [(path, label) for path in own]
+    return files
 
 
-def _open(path: Path) -> Image.Image:
+def open_image(path: Path) -> Image.Image:
+    """Decode an image as RGB. Raises DataError with its name."""
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
@@ -99,7 +107,7 @@ def _decoded(files: Sequence[Path], size: int, root: Path) -> Tensor:
     images = np.empty((len(files), 3, size, size), np.uint8)
 
     def decode(index: int) -> None:
-        images[index] = _square(_open(files[index]), size)
+        images[index] = _square(open_image(files[index]), size)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         work = pool.map(decode, range(len(files)))

@@ -11,7 +11,10 @@ from torch import nn
 
 from fpgm import checkpoint, data, models
 from fpgm.config import Config
+from fpgm.distributed import ALONE, Ranks, from_first, spread
+from fpgm.images import Images
 from fpgm.machine import choose_device, choose_precision, keep_freed_memory
+from fpgm.narrow import Narrow, narrowed
 from fpgm.pruning import Pruning
 
 
@@ -21,30 +24,76 @@ class TrainingError(RuntimeError):
 
 @dataclass
 class Job:
-    """What the loop works on. arch: the arguments of models.model that give this network."""
+    """What the loop works on. arch: the arguments of models.model that give this network; narrow:
+    the compact network in its place while it trains, where that is exact."""
 
     config: Config
     directory: Path
-    images: data.Data
+    images: Images
     arch: dict[str, Any]
     model: nn.Module
-    optimizer: torch.optim.Optimizer
+    optimizer: torch.optim.SGD
     pruning: Pruning
     precision: torch.dtype | None
+    ranks: Ranks
+    narrow: Narrow | None = None
 
     @property
     def device(self) -> torch.device:
-        return self.images.train_images.device
+        return self.images.device
+
+    @property
+    def network(self) -> nn.Module:
+        """The network that is trained, as it is."""
+        return self.model if self.narrow is None else self.narrow.network
+
+    def set_up(self) -> None:
+        """Choose what is trained, now that the selection is known."""
+        schedule = self.config.schedule
+        if schedule.name == "frozen" and schedule.zero_at_start and schedule.train_compact:
+            blocks, image = self.pruning.couples.blocks, self.images.image_shape
+            keep = self.pruning.keep
+            self.narrow = narrowed(self.model, self.optimizer, keep, blocks, image)
+        self.stepper = self.optimizer if self.narrow is None else self.narrow.optimizer
+        self.pruning.watch(self.narrow)
+        net = spread(self.network, self.ranks)
+        if self.config.compile:
+            # On a GPU as CUDA graphs; never again for another epoch, the shapes are the same.
+            mode = "reduce-overhead" if self.device.type == "cuda" else None
+            net = torch.compile(net, mode=mode, dynamic=False)  # type: ignore[assignment]
+        self.forward = net
+
+    def start_epoch(self, lr: float) -> None:
+        """Make ready to train."""
+        for optimizer in (self.optimizer, self.stepper):
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+        self.network.train()
+        self.pruning.start_epoch()
+
+    def end_epoch(self, steps: int) -> None:
+        """Bring the network at full width up to date after `steps` steps."""
+        if self.narrow is not None:
+            self.narrow.write_back(steps)
 
 
-def prepare(config: Config, directory: Path, fresh: bool) -> Job:
-    """Data, network and optimizer as they are before the first epoch.
+def load_images(config: Config, ranks: Ranks = ALONE) -> Images:
+    """The run's data set, on its device. Raises DataError, MachineError."""
+    device = choose_device(config.device)
+    # The others wait until the first has downloaded or decoded what is then there for all.
+    images = data.load(config.dataset, device) if ranks.first else None
+    from_first(None, ranks)
+    return images or data.load(config.dataset, device)
+
+
+def prepare(
+    config: Config, directory: Path, images: Images, fresh: bool, ranks: Ranks = ALONE
+) -> Job:
+    """Network and optimizer as they are before the first epoch.
 
     fresh: no epoch is done, so that pretrained weights are wanted.
     """
-    device = choose_device(config.device)
     keep_freed_memory()
-    images = data.load(config.dataset, device)
     arch: dict[str, Any] = {
         "name": config.arch,
         "num_classes": len(images.classes),
@@ -53,13 +102,28 @@ def prepare(config: Config, directory: Path, fresh: bool) -> Job:
     torch.manual_seed(config.seed)
     model = models.model(**arch)
     if fresh and config.pretrained is not None:
-        checkpoint.load_weights(model, checkpoint.pretrained_file(config.pretrained))
+        load_pretrained(model, config.arch, config.pretrained)
     models.check_size(config.arch, model, images.image_shape)
-    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = model.to(images.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     o = config.optimizer
     optimizer = torch.optim.SGD(
         model.parameters(), o.lr, o.momentum, weight_decay=o.weight_decay, nesterov=o.nesterov
     )
-    precision = choose_precision(config.precision, device)
+    precision = choose_precision(config.precision, images.device)
     pruning = Pruning(model, optimizer, config, images.image_shape)
-    return Job(config, directory, images, arch, model, optimizer, pruning, precision)
+    return Job(config, directory, images, arch, model, optimizer, pruning, precision, ranks)
+
+
+def load_pretrained(model: nn.Module, arch: str, name: str) -> None:
+    """Start from a run directory, a checkpoint, or torchvision's ImageNet weights."""
+    if name != "torchvision":
+        checkpoint.load_weights(model, checkpoint.pretrained_file(name))
+        return
+    try:
+        weights = models.torchvision_weights(arch)
+    except (OSError, RuntimeError) as error:
+        raise checkpoint.CheckpointError(
+            f"pretrained=torchvision: the download failed ({checkpoint.first_line(error)}); put "
+            "the file where torch.hub looks for it, or give a checkpoint"
+        ) from error
+    checkpoint.fit(model, weights, f"pretrained=torchvision, {arch}")

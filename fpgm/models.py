@@ -153,6 +153,24 @@ def check_size(name: str, network: nn.Module, image: tuple[int, int, int]) -> No
         network.train(training)
 
 
+def torchvision_weights(name: str) -> dict[str, Tensor]:
+    """torchvision's ImageNet weights of the papers' time (V1), downloaded once.
+
+    Raises ModelError for a network that it has none for, OSError or RuntimeError without a network.
+    """
+    published = [
+        n for n, make in MODELS.items() if getattr(make, "func", None) is _from_torchvision
+    ]
+    if name not in published:
+        raise ModelError(
+            f"pretrained=torchvision: torchvision has no weights for arch={name}, only for "
+            f"{', '.join(published)}"
+        )
+    weights = torchvision.models.get_model_weights(name).IMAGENET1K_V1
+    state: dict[str, Tensor] = weights.get_state_dict(progress=True, check_hash=True)
+    return state
+
+
 def model(name: str, num_classes: int = 10, in_channels: int = 3) -> nn.Module:
     """A freshly initialised network. Raises ModelError with the choices for an unknown name."""
     if name not in MODELS:

@@ -16,6 +16,7 @@ from fpgm.config import Config
 from fpgm.counting import cost
 from fpgm.coupling import couple
 from fpgm.graph import trace
+from fpgm.narrow import Narrow
 from fpgm.selection import pruned, select, zero_
 
 
@@ -96,7 +97,20 @@ class Pruning:
             assert isinstance(weight, Tensor)
             self._weights[name] = weight
         self._masks = pruned(self.model, keep)
+        self._watched: list[tuple[str, Tensor, Tensor | slice, Tensor]]
+        self.watch(None)
         self._alive = {name: torch.zeros_like(mask) for name, mask in self._masks.items()}
+
+    def watch(self, narrow: Narrow | None) -> None:
+        """Say which network is trained: the narrow one, or None for the one at full width."""
+        self._watched = []
+        for name, mask in self._masks.items():
+            if narrow is None:
+                self._watched.append((name, self._weights[name], slice(None), mask))
+            else:
+                weight, rows = narrow.network.get_submodule(name).weight, narrow.rows(name)
+                assert isinstance(weight, Tensor)
+                self._watched.append((name, weight, rows, mask[rows]))
 
     @property
     def count(self) -> int:
@@ -117,10 +131,10 @@ class Pruning:
     @torch.no_grad()
     def after_backward(self, masked: bool) -> None:
         """Note which pruned filters a gradient reaches and, if `masked`, take it from them."""
-        for name, mask in self._masks.items():
-            gradient = self._weights[name].grad
+        for name, weight, rows, mask in self._watched:
+            gradient = weight.grad
             assert gradient is not None
-            self._alive[name] |= gradient.flatten(1).any(1) & mask
+            self._alive[name][rows] |= gradient.flatten(1).any(1) & mask
             if masked:
                 gradient.masked_fill_(mask.view(-1, 1, 1, 1), 0)
 

@@ -56,6 +56,7 @@ def report(
     sizes: tuple[int, int],
     paper_macs: float | None,
     accuracies: tuple[float, float],
+    top5: float | None,
     equivalence: Mapping[str, float],
     kept: Mapping[str, int],
     tuning: Mapping[str, Any] | None,
@@ -89,6 +90,7 @@ def report(
             "dense": history[-1]["accuracy_before"],
             "zeroed_last": accuracies[0],
             "compact_last": accuracies[1],
+            "compact_last_top5": top5,
             "best": {
                 "zeroed": best["accuracy_after"],
                 "epoch": best["epoch"],

@@ -81,7 +81,7 @@ class Rewriter:
 
     def _conv(self, node: fx.Node) -> Channels:
         name, old, keep, emitted = self._filters(node)
-        inputs = self._input(node, old.in_channels)
+        inputs = self.inputs(node, old.in_channels)
         new, folded = narrowing.convolution(old, inputs, keep, emitted)
         self.foldings += [(name, attribute) for attribute in folded]
         self._copy(node, new)
@@ -89,7 +89,7 @@ class Rewriter:
 
     def _depthwise(self, node: fx.Node) -> Channels:
         _, old, keep, emitted = self._filters(node)
-        self.channels[node.all_input_nodes[0]] = self._input(node, old.in_channels)
+        self.channels[node.all_input_nodes[0]] = self.inputs(node, old.in_channels)
         # A constant that is still read becomes an image here: that channel must be there.
         new = narrowing.depthwise(old, keep, emitted)
         self._copy(node, new, lambda n: self._widened(n, emitted, node))
@@ -107,7 +107,7 @@ class Rewriter:
     def _norm(self, node: fx.Node) -> Channels:
         old = self.old[str(node.target)]
         assert isinstance(old, nn.BatchNorm2d | nn.BatchNorm1d)
-        inputs = self._input(node, old.num_features)
+        inputs = self.inputs(node, old.num_features)
         self._copy(node, narrowing.norm(old, inputs))
         exact = copy.deepcopy(old).double().eval()
         mean, var = exact.running_mean, exact.running_var
@@ -119,7 +119,7 @@ class Rewriter:
         name = str(node.target)
         old = self.old[name]
         assert isinstance(old, nn.Linear)
-        inputs = self._input(node, old.in_features)
+        inputs = self.inputs(node, old.in_features)
         if inputs.whole:
             self._copy(node)
             return
@@ -181,7 +181,7 @@ class Rewriter:
         else:
             self._copy(node, inputs=lambda n: self._widened(n, None, node))
 
-    def _input(self, node: fx.Node, size: int) -> Channels:
+    def inputs(self, node: fx.Node, size: int) -> Channels:
         """The channels of a node's first argument, of which there are `size`."""
         source = node.args[0]
         assert isinstance(source, fx.Node)

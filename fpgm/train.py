@@ -11,11 +11,22 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from fpgm import checkpoint, data, result
+from fpgm import checkpoint, result
 from fpgm.config import Config
 from fpgm.delivery import deliver, expected_macs
+from fpgm.distributed import (
+    ALONE,
+    RankError,
+    Ranks,
+    check_agreement,
+    check_batch,
+    from_first,
+    mean,
+    share_buffers,
+)
 from fpgm.evaluation import accuracy, logits
-from fpgm.job import Job, TrainingError, prepare
+from fpgm.images import summary
+from fpgm.job import Job, TrainingError, load_images, prepare
 from fpgm.machine import autocast
 from fpgm.run import Run
 from fpgm.runtimes import require
@@ -24,42 +35,38 @@ from fpgm.schedules import learning_rate, masked
 log = logging.getLogger("fpgm")
 
 
-def train(config: Config, run: Run) -> dict[str, Any]:
-    """Take a run from where it stands to its report.
+def train(config: Config, run: Run, ranks: Ranks = ALONE) -> dict[str, Any] | None:
+    """Take a run from where it stands to its report; None on ranks that write nothing.
 
-    Raises TrainingError, DataError, MachineError, CheckpointError, OSError; all that was written
-    until then stays, and the same call goes on from there.
+    Raises TrainingError, DataError, MachineError, RankError, CheckpointError, OSError; all that was
+    written until then stays, and the same call goes on from there.
     """
     if config.tune:
         require(config.target)
-    state, problem = checkpoint.restore_epoch(run.directory)
-    job = prepare(config, run.directory, fresh=state is None)
-    machine = f"{job.device.type} {'float32' if job.precision is None else 'bf16'}"
+    check_batch(config.batch_size, ranks)
+    found = checkpoint.restore_epoch(run.directory) if ranks.first else None
+    state, problem = from_first(found, ranks)
+    images = load_images(config, ranks)
+    job = prepare(config, run.directory, images, fresh=state is None, ranks=ranks)
     history = resume(job, state)
     rate = job.pruning.full_rate()
-    macs = expected_macs(job, rate)
-    log.info(result.opening_line(config, rate, job.images.summary(), macs, machine))
-    if rate > 0 and macs[0] == macs[1]:
-        log.warning("warning: nothing is pruned: align=%d is too coarse here", config.align)
-    log.info("writing to %s", run.directory)
-    if problem:
-        log.warning("warning: %s", problem)
-    if history:
-        log.info("resuming after epoch %d of %d", len(history), config.epochs)
-        run.record(history)  # it may have been killed before it could
+    _announce(job, run, rate, problem, history)
     for epoch in range(len(history), config.epochs):
         row = one_epoch(job, epoch)
         history.append(row)
-        reached = {
-            "model": job.model.state_dict(),
-            "optimizer": job.optimizer.state_dict(),
-            "keep": job.pruning.keep,
-            "rate": rate,
-            "history": history,
-        }
-        checkpoint.save_epoch(run.directory, reached)
-        run.record(history)
-        log.info(result.epoch_line(row, config.epochs))
+        if ranks.first:
+            reached = {
+                "model": job.model.state_dict(),
+                "optimizer": job.optimizer.state_dict(),
+                "keep": job.pruning.keep,
+                "rate": rate,
+                "history": history,
+            }
+            checkpoint.save_epoch(run.directory, reached)
+            run.record(history)
+            log.info(result.epoch_line(row, config.epochs))
+    if not ranks.first:
+        return None
     report = deliver(job, history, dict(run.config))
     for warning in report["warnings"]:
         log.warning("warning: %s", warning)
@@ -67,16 +74,36 @@ def train(config: Config, run: Run) -> dict[str, Any]:
     return report
 
 
+def _announce(
+    job: Job, run: Run, rate: float, problem: str | None, history: list[dict[str, Any]]
+) -> None:
+    config, machine = job.config, "float32" if job.precision is None else "bf16"
+    processes = f", {job.ranks.world} processes" if job.ranks.world > 1 else ""
+    macs = expected_macs(job, rate)
+    where = f"{job.device.type} {machine}{processes}"
+    log.info(result.opening_line(config, rate, summary(job.images), macs, where))
+    if rate > 0 and macs[0] == macs[1]:
+        log.warning("warning: nothing is pruned: align=%d is too coarse here", config.align)
+    log.info("writing to %s", run.directory)
+    if problem:
+        log.warning("warning: %s", problem)
+    if history and job.ranks.first:
+        log.info("resuming after epoch %d of %d", len(history), config.epochs)
+        run.record(history)  # it may have been killed before it could
+
+
 def resume(job: Job, state: dict[str, Any] | None) -> list[dict[str, Any]]:
     """Put the job where its last checkpoint stands, or at the start. Returns the history."""
+    history: list[dict[str, Any]] = []
     if state is None:
         job.pruning.start()
-        return []
-    job.model.load_state_dict(state["model"])
-    job.optimizer.load_state_dict(state["optimizer"])
-    job.pruning.use(state["keep"])
-    job.pruning.rate = state.get("rate")
-    history: list[dict[str, Any]] = state["history"]
+    else:
+        job.model.load_state_dict(state["model"])
+        job.optimizer.load_state_dict(state["optimizer"])
+        job.pruning.use(state["keep"])
+        job.pruning.rate = state.get("rate")
+        history = state["history"]
+    job.set_up()
     return history
 
 
@@ -84,66 +111,104 @@ def one_epoch(job: Job, epoch: int) -> dict[str, Any]:
     """Train, select, zero, evaluate. Returns the epoch's row of the history (accuracies in %)."""
     started = time.perf_counter()
     lr = learning_rate(job.config.optimizer, epoch, job.config.epochs)
-    for group in job.optimizer.param_groups:
-        group["lr"] = lr
-    loss = train_epoch(job, epoch)
+    passed = train_epoch(job, epoch, lr)
     trained = time.perf_counter()
     # The last epoch's figures go into the report: in float32, as the proof is.
     precision = None if epoch == job.config.epochs - 1 else job.precision
-    outputs = logits(job.model, job.images, precision)
+    outputs, labels = logits(job.network, job.images, precision, job.ranks)
     if not outputs.isfinite().all():  # the last step of an epoch shows only here
         raise _not_finite(job, epoch, "in the evaluation")
-    before = accuracy(outputs, job.images.test_labels)
+    before = after = accuracy(outputs, labels)
     evaluated = time.perf_counter()
     facts = job.pruning.after_epoch(epoch)
+    check_agreement(job.pruning.keep, job.ranks)
+    if facts["churn"] > 0 and job.narrow is not None:
+        job.set_up()
+    job.pruning.watch(job.narrow)
     zeroed = time.perf_counter()
-    after = before
     if facts.pop("changed"):
-        after = accuracy(logits(job.model, job.images, precision), job.images.test_labels)
+        after = accuracy(*logits(job.model, job.images, precision, job.ranks))
     ended = time.perf_counter()
     return {
         "epoch": epoch + 1,
         "lr": lr,
-        "train_loss": loss,
+        "train_loss": passed["loss"],
         "accuracy_before": before,
         "accuracy_after": after,
         **facts,
         "seconds": ended - started,
         "train_s": trained - started,
+        "input_s": passed["input_s"],
         "prune_s": zeroed - evaluated,
         "eval_s": evaluated - trained + ended - zeroed,
     }
 
 
-def train_epoch(job: Job, epoch: int) -> float:
-    """One pass over the training images. Returns the mean loss; TrainingError if not finite."""
-    config, model, optimizer = job.config, job.model, job.optimizer
+def train_epoch(job: Job, epoch: int, lr: float) -> dict[str, float]:
+    """One pass over the training images.
+
+    Returns the mean loss and the seconds that were spent waiting for images. Raises TrainingError
+    where the loss is not finite or the memory does not suffice, RankError where a process is lost.
+    """
+    config = job.config
     # Everything random in an epoch follows from the seed and its number, so that a resumed run
     # goes on with the same bits without the state of any generator.
     seed = config.seed * 100_003 + epoch
     torch.manual_seed(seed)
-    crop, size = config.dataset, config.batch_size
-    batches = data.train_batches(job.images, size, crop.pad, crop.flip, seed)
-    steps = data.train_steps(job.images, size)
-    frozen = masked(config.schedule, epoch, config.epochs)
-    total = torch.zeros((), device=job.device, dtype=torch.float64)
-    job.pruning.start_epoch()
-    model.train()
-    bar = tqdm(batches, f"epoch {epoch + 1}/{config.epochs}", steps, leave=False, disable=None)
-    for step, (inputs, labels) in enumerate(bar, 1):
+    steps = job.images.steps(config.batch_size, job.ranks)
+    batches = iter(job.images.epoch(config.batch_size, seed, job.ranks))
+    name = f"epoch {epoch + 1}/{config.epochs}"
+    hidden = None if job.ranks.first else True  # None: on a terminal only
+    job.start_epoch(lr)
+    total, done, waited = torch.zeros((), device=job.device, dtype=torch.float64), 0, 0.0
+    with tqdm(total=steps, desc=name, leave=False, disable=hidden) as bar:
+        while True:
+            asked = time.perf_counter()
+            batch = next(batches, None)
+            waited += time.perf_counter() - asked
+            if batch is None:
+                break
+            done += 1
+            total += _step(job, batch, epoch, f"step {done} of {steps}")
+            bar.update()
+    loss = mean(total, job.ranks).item() / max(done, 1)
+    if not math.isfinite(loss):
+        raise _not_finite(job, epoch, "some step")
+    share_buffers(job.network, job.ranks)
+    job.end_epoch(done)
+    return {"loss": loss, "input_s": waited}
+
+
+def _step(
+    job: Job, batch: tuple[torch.Tensor, torch.Tensor], epoch: int, where: str
+) -> torch.Tensor:
+    """One step of the optimizer. Returns the loss."""
+    inputs, labels = batch
+    frozen = masked(job.config.schedule, epoch, job.config.epochs)
+    try:
         with autocast(job.device, job.precision):
-            loss = F.cross_entropy(model(inputs), labels)
+            loss = F.cross_entropy(job.forward(inputs), labels)
         # On a GPU reading the loss would make the host wait at every step: there it is read once.
         if job.device.type == "cpu" and not math.isfinite(loss.item()):
-            raise _not_finite(job, epoch, f"step {step} of {steps}")
-        optimizer.zero_grad()
+            raise _not_finite(job, epoch, where)
+        job.stepper.zero_grad()
         loss.backward()
-        job.pruning.after_backward(frozen)
-        optimizer.step()
-        total += loss.detach()
-    if not math.isfinite(total.item()):
-        raise _not_finite(job, epoch, "some step")
-    return total.item() / steps
+    except torch.OutOfMemoryError as error:
+        size = job.config.batch_size
+        raise TrainingError(
+            f"batch_size={size}: does not fit into the GPU's memory; try batch_size={size // 2} "
+            "in a new directory"
+        ) from error
+    except RuntimeError as error:
+        if job.ranks.world == 1 or isinstance(error, TrainingError):
+            raise
+        raise RankError(
+            f"epoch {epoch + 1}, {where}: another process is lost "
+            f"({checkpoint.first_line(error)}); the same command goes on after epoch {epoch}"
+        ) from error
+    job.pruning.after_backward(frozen)
+    job.stepper.step()
+    return loss.detach()
 
 
 def _not_finite(job: Job, epoch: int, where: str) -> TrainingError:

@@ -1,56 +1,86 @@
-"""What a structure is worth in milliseconds: residual modes and alignments of one network.
+"""What a structure is worth in milliseconds: residual modes, alignments and tuning of one network.
 
     python scripts/bench_structures.py resnet56 32 128
     python scripts/bench_structures.py resnet18 224 1
 
-Arguments: network, image size, batch. The filters are chosen on the random start: time depends on
-the structure, not on the weights.
+Arguments: network, image size, batch, and `zero` for constants that are all zero, as within the
+blocks of a run from scratch; else BatchNorms are drawn at random, so that pruned filters leave
+constants as those of a pretrained network do. The filters are chosen on the random start: time
+depends on the structure, not on the weights. Dense and compact run in turn, medians.
 """
 
+from __future__ import annotations
+
 import sys
+from collections.abc import Sequence
 
 import torch
+from torch import nn
 
 import fpgm
 from fpgm.budget import rate_under
 from fpgm.coupling import couple
 from fpgm.graph import trace
-from fpgm.latency import RUNTIMES, measure
+from fpgm.latency import measure
+from fpgm.machine import keep_freed_memory
+from fpgm.runtimes import RUNTIMES
+from fpgm.tuning import Target, tune
 
+# residual, align, and either the share of the MACs or the rate; tuned as well?
 SETTINGS = {
     "resnet56": [
-        ("independent", 1, 0.5),
-        ("inner", 8, 0.51),
-        ("shared", 1, 0.5),
-        ("shared", 8, 0.5),
+        ("independent", 1, 0.5, None, True),
+        ("inner", 8, 0.51, None, False),
+        ("shared", 8, 0.5, None, False),
+        ("shared", 16, 0.51, None, False),
     ],
-    "resnet18": [("independent", 1, 0.5), ("inner", 16, 0.54), ("shared", 16, 0.5)],
+    "resnet18": [
+        ("independent", 1, 0.5, None, True),
+        ("inner", 16, None, 0.5, True),
+        ("shared", 16, None, 0.5, True),
+    ],
 }
 
 
-def main(arch: str, size: int, batch: int) -> None:
+def main(arch: str, size: int, batch: int, constants: str = "random") -> None:
+    keep_freed_memory()
     torch.manual_seed(0)
     model = fpgm.model(arch, num_classes=1000 if size > 64 else 10).eval()
-    image = (3, size, size)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d) and constants != "zero":
+            nn.init.normal_(module.bias)
+    image, threads = (3, size, size), torch.get_num_threads()
     dense = fpgm.cost(model, image).macs
-    print("| residual | align | MACs ratio | " + " | ".join(RUNTIMES) + " |")
-    print("|---|---:|---:|" + "---:|" * len(RUNTIMES))
-    for residual, align, target in SETTINGS[arch]:
+
+    def row(name: str, networks: Sequence[nn.Module]) -> None:
+        ratios = sorted(dense / fpgm.cost(network, image).macs for network in networks)
+        span = " to ".join(dict.fromkeys(f"{r:.2f}" for r in (ratios[0], ratios[-1])))
+        cells = []
+        for runtime, network in zip(RUNTIMES, networks, strict=True):
+            (found,) = measure(model, network, image, [runtime], [batch], threads)
+            cells.append(f"{found['speed_up']:.2f}")
+        print(f"| {name} | {span} |", " | ".join(cells), "|", flush=True)
+
+    print(f"| {arch} at {size}, batch {batch} | MACs ratio |", " | ".join(RUNTIMES), "|")
+    print("|---|---:" + "|---:" * len(RUNTIMES) + "|")
+    for residual, align, share, rate, tuned in SETTINGS[arch]:
         blocks = couple(trace(model), residual).blocks
 
-        def compacted(rate: float, blocks=blocks, align=align) -> torch.nn.Module:
-            keep = fpgm.select(model, "gm", rate, align=align, blocks=blocks)
-            return fpgm.compact(model, keep)
+        def keep_at(rate: float, blocks=blocks, align=align) -> dict[str, torch.Tensor]:
+            return fpgm.select(model, "gm", rate, align=align, blocks=blocks)
 
-        def macs(rate: float, compacted=compacted) -> int:
-            return fpgm.cost(compacted(rate), image).macs
+        def macs(rate: float, keep_at=keep_at) -> int:
+            return fpgm.cost(fpgm.compact(model, keep_at(rate)), image).macs
 
-        small = compacted(rate_under(target * dense, macs))
-        ratio = dense / fpgm.cost(small, image).macs
-        rows = measure(model, small, image, RUNTIMES, [batch], torch.get_num_threads())
-        cells = " | ".join(f"{row['speed_up']:.2f}" for row in rows)
-        print(f"| {residual} | {align} | {ratio:.2f} | {cells} |", flush=True)
+        keep = keep_at(rate_under(share * dense, macs) if share else rate)
+        name = f"{residual}, align {align}"
+        row(name, [fpgm.compact(model, keep)] * len(RUNTIMES))
+        if not tuned:
+            continue
+        targets = [Target(runtime, image, batch, threads) for runtime in RUNTIMES]
+        forms = [tune(model, keep, target, blocks).emit for target in targets]
+        row(f"{name}, tuned for each", [fpgm.compact(model, keep, emit) for emit in forms])
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:])

@@ -19,13 +19,13 @@ from fpgm.run import read_config
 def main(run: Path) -> None:
     images = data.load(Config.of(read_config(run)).dataset, torch.device("cpu"))
     network = fpgm.load(run)
-    print(f"compact: {accuracy(logits(network, images), images.test_labels):.2f} %")
+    print(f"compact: {accuracy(*logits(network, images)):.2f} %")
     for module in network.modules():
         if isinstance(module, BorderConv2d):
             module.border = None
         elif isinstance(module, Expand):
             module.constant = None
-    print(f"constants dropped: {accuracy(logits(network, images), images.test_labels):.2f} %")
+    print(f"constants dropped: {accuracy(*logits(network, images)):.2f} %")
 
 
 if __name__ == "__main__":

@@ -100,9 +100,18 @@ def test_compact_network_loads_in_a_few_words_and_is_as_good(done: Path) -> None
 
     network = fpgm.load(done)
     digits = data.load(
-        Dataset(name="digits", root=None, image_size=None, pad=0, flip=False), torch.device("cpu")
+        Dataset(
+            name="digits",
+            root=None,
+            image_size=None,
+            pad=0,
+            flip=False,
+            workers=None,
+            on_error="stop",
+        ),
+        torch.device("cpu"),
     )
-    images, labels = next(data.test_batches(digits, 360))
+    images, labels = next(digits.tests(360))
     accuracy = 100 * (network(images).argmax(1) == labels).double().mean().item()
     assert accuracy == report(done)["accuracy"]["compact_last"]
     assert fpgm.cost(network, (1, 8, 8)).macs == report(done)["compact"]["macs"]

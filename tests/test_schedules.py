@@ -15,7 +15,13 @@ from fpgm.config import Config, Criterion, Dataset, Optimizer, Schedule
 from fpgm.pruning import Pruning
 
 FROZEN = Schedule(
-    name="frozen", interval=1, zero_at_start=True, reset_momentum=True, settle=1.0, recalibrate=0
+    name="frozen",
+    interval=1,
+    zero_at_start=True,
+    reset_momentum=True,
+    settle=1.0,
+    recalibrate=0,
+    train_compact=False,
 )
 SOFT = replace(FROZEN, name="soft", reset_momentum=False)
 SGD = Optimizer(

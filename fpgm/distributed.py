@@ -1,0 +1,135 @@
+"""One run on several processes, as `torchrun` starts them: who am I, and what must all agree on."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from fpgm.machine import choose_device
+
+# One that has died is noticed at once, by its connection or by torchrun; this is for reading data.
+PATIENCE = timedelta(minutes=10)
+
+
+class RankError(RuntimeError):
+    """Processes that cannot work together, or that have lost one."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among all of a run. local: its number on this machine, that of its GPU."""
+
+    rank: int = 0
+    world: int = 1
+    local: int = 0
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes."""
+        return self.rank == 0
+
+    def share(self, count: int) -> slice:
+        """This rank's part of `count` things in a row; the parts differ by one at most."""
+        return slice(count * self.rank // self.world, count * (self.rank + 1) // self.world)
+
+
+ALONE = Ranks()
+
+
+def join(device: str) -> Ranks:
+    """Meet the other processes that torchrun has started; ALONE where it has started none.
+
+    device: auto, cpu or cuda, as configured.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        return ALONE
+    cuda = choose_device(device).type == "cuda"
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    if cuda:
+        torch.cuda.set_device(local)
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if cuda else "gloo", timeout=PATIENCE)
+    return Ranks(dist.get_rank(), world, local)
+
+
+def check_batch(batch_size: int, ranks: Ranks) -> None:
+    """Raise RankError where a batch cannot be dealt out evenly."""
+    if batch_size % ranks.world:
+        fits = max(batch_size // ranks.world, 1) * ranks.world
+        raise RankError(
+            f"batch_size={batch_size}: is the batch of all {ranks.world} processes together and "
+            f"must be a multiple of their number, for example batch_size={fits}"
+        )
+
+
+def from_first(value: Any, ranks: Ranks) -> Any:
+    """What rank 0 has, for all."""
+    if ranks.world == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def mean(value: Tensor, ranks: Ranks) -> Tensor:
+    """The mean over all ranks of a tensor that each has."""
+    if ranks.world > 1:
+        dist.all_reduce(value)
+        value /= ranks.world
+    return value
+
+
+def joined(part: Tensor, ranks: Ranks) -> Tensor:
+    """The rows of all ranks, one after the other."""
+    if ranks.world == 1:
+        return part
+    counts: list[Any] = [None] * ranks.world
+    dist.all_gather_object(counts, len(part))
+    padded = part.new_zeros(max(counts), *part.shape[1:])  # all must send the same size
+    padded[: len(part)] = part
+    parts = [torch.empty_like(padded) for _ in range(ranks.world)]
+    dist.all_gather(parts, padded)
+    return torch.cat([rows[:count] for rows, count in zip(parts, counts, strict=True)])
+
+
+def spread(module: nn.Module, ranks: Ranks) -> nn.Module:
+    """A module whose backward pass leaves the gradients' mean over all ranks."""
+    if ranks.world == 1:
+        return module
+    own = [ranks.local] if next(module.parameters()).is_cuda else None
+    return nn.parallel.DistributedDataParallel(module, device_ids=own)
+
+
+def share_buffers(module: nn.Module, ranks: Ranks) -> None:
+    """Give all ranks rank 0's BatchNorm statistics, which are those of its part of each batch."""
+    for buffer in module.buffers() if ranks.world > 1 else ():
+        dist.broadcast(buffer, src=0)
+
+
+def check_agreement(keep: Mapping[str, Tensor], ranks: Ranks) -> None:
+    """Raise RankError unless all ranks have selected the same filters."""
+    if ranks.world == 1:
+        return
+    digest = hashlib.sha256()
+    for name in sorted(keep):
+        digest.update(name.encode() + keep[name].cpu().numpy().tobytes())
+    found: list[Any] = [None] * ranks.world
+    dist.all_gather_object(found, digest.hexdigest())
+    other = next((rank for rank, one in enumerate(found) if one != found[0]), None)
+    if other is not None:
+        raise RankError(f"rank {other} has selected other filters than rank 0")
+
+
+def leave() -> None:
+    """After the last word: let go of the others."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,204 @@
+"""Frozen runs train the compact network: what is pruned before the first epoch stays pruned.
+
+A filter that is zero and masked, with BatchNorm and ReLU behind it and a shift of zero, writes
+zeros and gets no gradient; nor does its shift, nor do the weights that read it. So the network
+without it takes exactly the same steps. What is left out shrinks by weight decay and momentum
+alone, a linear recursion that `write_back` makes up for in closed form. A filter that writes into
+a residual stream is not dead, its shift is learnt: it stays, as zeros, and so do as many others as
+make a width that trains fast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from types import EllipsisType
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from fpgm import emission
+from fpgm import operations as ops
+from fpgm.counting import cost
+from fpgm.coupling import Block
+from fpgm.graph import ChannelGraph, trace
+from fpgm.rewriting import Rewriter
+
+Place = tuple[Tensor, ...] | EllipsisType  # of the narrow parameter's entries in the full one
+
+MULTIPLE = 8  # of channels: others take longer than they save
+WORTH = 0.75  # of the MACs: above it, time is not saved either (docs/performance.md)
+
+_RELUS = {F.relu, F.relu_, torch.relu, torch.relu_, F.relu6, "relu", "relu_"}
+
+
+class Narrow:
+    """network: the compact network that is trained in place of `model`; optimizer: over its
+    parameters; rows: convolution -> the filters of the full one that it has."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.SGD,
+        network: nn.Module,
+        places: Mapping[str, Place],
+    ) -> None:
+        self.network = network.train()
+        self.optimizer = torch.optim.SGD(network.parameters(), **optimizer.defaults)
+        self._model, self._full, self._places = model, optimizer, places
+        full = dict(model.named_parameters())
+        for name, parameter in network.named_parameters():
+            buffer = optimizer.state[full[name]].get("momentum_buffer")
+            if buffer is not None:
+                own = buffer[places[name]].clone()
+                self.optimizer.state[parameter]["momentum_buffer"] = own
+
+    def rows(self, convolution: str) -> Tensor:
+        place = self._places[f"{convolution}.weight"]
+        assert isinstance(place, tuple)
+        return place[0].flatten()
+
+    @torch.no_grad()
+    def write_back(self, steps: int) -> None:
+        """Bring the full-width network and its optimizer to where `steps` steps have led."""
+        (keeps, drifts), (gains, lasts) = _decay(self.optimizer.param_groups[0], steps).tolist()
+        narrow = dict(self.network.named_parameters())
+        for name, full in self._model.named_parameters():
+            place, state = self._places[name], self._full.state[full]
+            before = state.get("momentum_buffer", torch.zeros_like(full))
+            value = keeps * full + drifts * before
+            momentum = gains * full + lasts * before
+            value[place] = narrow[name]
+            own = self.optimizer.state[narrow[name]].get("momentum_buffer")
+            if own is not None:
+                momentum[place] = own
+                state["momentum_buffer"] = momentum
+            full.copy_(value)
+        buffers = dict(self.network.named_buffers())
+        for name, module in self._model.named_modules():
+            if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
+                for kind in ("running_mean", "running_var"):
+                    full = getattr(module, kind)
+                    full *= (1 - (module.momentum or 0)) ** steps  # of a channel that is all zeros
+                    full[self._places[f"{name}.{kind}"]] = buffers[f"{name}.{kind}"]
+                module.num_batches_tracked = buffers[f"{name}.num_batches_tracked"].clone()
+
+
+def narrowed(
+    model: nn.Module,
+    optimizer: torch.optim.SGD,
+    keep: Mapping[str, Tensor],
+    blocks: Iterable[Block],
+    image: tuple[int, int, int],
+) -> Narrow | None:
+    """The narrow network of a model whose filters outside `keep` are zero and stay so.
+
+    None where training it would not take exactly the same steps, or hardly less time. blocks: what
+    was selected together; image: (C, H, W), to count MACs.
+    """
+    graph = trace(model)
+    keep = {name: kept.cpu() for name, kept in keep.items()}
+    groups = emission.groups(graph, keep)
+    emit = emission.widened(graph, keep, {}, groups)
+    emit = emission.widened(
+        graph, keep, emission.rounded(graph, keep, emit, blocks, MULTIPLE), groups
+    )
+    rewriter = Rewriter(graph, keep, emit)
+    network = rewriter.run()
+    for name, attribute in rewriter.foldings:
+        module = network.get_submodule(name)
+        value = getattr(module, attribute)
+        if value is not None and value.any():
+            return None
+        setattr(module, attribute, None)
+    if cost(network, image).macs > WORTH * cost(model, image).macs:
+        return None
+    names = [{name for name, _ in m.named_parameters()} for m in (model, network)]
+    if names[0] != names[1] or not _all_dead(graph, rewriter):
+        return None
+    places: dict[str, Place] = dict.fromkeys(model.state_dict(), ...)
+    places.update(_places(graph, rewriter))
+    return Narrow(model, optimizer, network, places)
+
+
+def _decay(group: Mapping[str, float], steps: int) -> np.ndarray:
+    """What `steps` steps of SGD without a gradient do to (parameter, momentum): a matrix (2, 2)."""
+    lr, mu, wd = group["lr"], group["momentum"], group["weight_decay"]
+    momentum = np.array([wd, mu])  # of the new one, in terms of the old pair
+    moved = np.array([wd, 0.0]) + mu * momentum if group["nesterov"] else momentum
+    step = np.stack([np.array([1.0, 0.0]) - lr * moved, momentum])
+    return np.linalg.matrix_power(step, steps)
+
+
+def _places(graph: ChannelGraph, rewriter: Rewriter) -> Iterator[tuple[str, Place]]:
+    modules = dict(graph.module.named_modules())
+    for node, kind in graph.kinds.items():
+        name, module = str(node.target), modules.get(str(node.target))
+        written = rewriter.channels[node]
+        if isinstance(module, nn.Conv2d) and kind in (ops.CONV, ops.DEPTHWISE):
+            assert written is not None
+            if kind == ops.CONV:
+                read = rewriter.inputs(node, module.in_channels).live
+                yield f"{name}.weight", (written.live[:, None], read[None])
+            else:
+                yield f"{name}.weight", (written.live,)
+            yield f"{name}.bias", (written.live,)
+        elif kind == ops.NORM and written is not None:
+            features = written.features(len(module.running_mean))  # type: ignore[union-attr]
+            for own in ("weight", "bias", "running_mean", "running_var"):
+                yield f"{name}.{own}", (features.live,)
+        elif isinstance(module, nn.Linear) and kind == ops.LINEAR:
+            outputs = torch.arange(module.out_features, device=module.weight.device)
+            read = rewriter.inputs(node, module.in_features).live
+            yield f"{name}.weight", (outputs[:, None], read[None])
+
+
+def _all_dead(graph: ChannelGraph, rewriter: Rewriter) -> bool:
+    """Whether no gradient can ever reach a channel that is left out."""
+    modules = dict(graph.module.named_modules())
+    for node, kind in graph.kinds.items():
+        channels = rewriter.channels[node]
+        if node.op == "call_function" and "dropout" in str(node.target):
+            return False  # traced in eval mode: it would never drop anything
+        if channels is None or channels.whole or kind not in (ops.CONV, ops.DEPTHWISE, ops.NORM):
+            continue
+        if kind == ops.NORM:
+            absent = torch.ones(channels.total, dtype=torch.bool, device=channels.live.device)
+            absent[channels.live] = False
+            if not _rests(modules[str(node.target)], absent) or not _rectified(node, graph):
+                return False
+        elif any(graph.kinds[user] != ops.NORM for user in node.users):
+            return False
+    return all(_from_relu(e.source, graph, rewriter) for e in rewriter.expansions)
+
+
+def _rests(norm: nn.Module, absent: Tensor) -> bool:
+    """Whether a BatchNorm hands the zeros of these channels on as what ReLU makes zero, in training
+    and in evaluation."""
+    shift, mean = norm.bias, norm.running_mean
+    assert isinstance(shift, Tensor)
+    assert isinstance(mean, Tensor)
+    return bool((shift[absent] <= 0).all() and (mean[absent] == 0).all() and norm.momentum)
+
+
+def _rectified(node: fx.Node, graph: ChannelGraph) -> bool:
+    """Whether all that reads a node is a ReLU, at once or behind adds."""
+    return all(
+        _is_relu(user, graph) or (graph.kinds[user] == ops.ADD and _rectified(user, graph))
+        for user in node.users
+    )
+
+
+def _from_relu(node: fx.Node, graph: ChannelGraph, rewriter: Rewriter) -> bool:
+    """Whether what is absent from a node was zeroed by a ReLU or never there."""
+    while graph.kinds[node] in (ops.SLICE, ops.POOL, ops.PAD):
+        node = node.all_input_nodes[0]
+    channels = rewriter.channels[node]
+    return (channels is not None and channels.whole) or _is_relu(node, graph)
+
+
+def _is_relu(node: fx.Node, graph: ChannelGraph) -> bool:
+    if node.op == "call_module":
+        return type(graph.module.get_submodule(str(node.target))) in (nn.ReLU, nn.ReLU6)
+    return node.target in _RELUS

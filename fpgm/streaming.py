@@ -1,0 +1,141 @@
+"""ImageNet from the disk: decoded and augmented in worker processes, normalised on the device."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
+
+from fpgm import config
+from fpgm.distributed import ALONE, Ranks
+from fpgm.image_folder import DataError, list_images, open_image
+
+log = logging.getLogger("fpgm")
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as all its networks take it
+RESIZE = 256 / 224  # the shorter side before the central crop, over the crop
+
+Sample = tuple[Tensor, int] | str  # an image (3, H, W) uint8 and its label, or what went wrong
+
+
+class Stream:
+    """root/train/CLASS/* and root/val/CLASS/*. Raises DataError."""
+
+    def __init__(self, dataset: config.Dataset, device: torch.device) -> None:
+        root = Path(dataset.root or ".").expanduser()
+        train, test, self.classes = list_images(root, ("val",))
+        size = dataset.image_size or 224
+        self.device = device
+        self.image_shape = (3, size, size)
+        self.counts = (len(train), len(test))
+        self._skip = dataset.on_error == "skip"
+        self._workers = os.cpu_count() or 1 if dataset.workers is None else dataset.workers
+        augmented = [v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip()]
+        central = [v2.Resize(round(size * RESIZE), antialias=True), v2.CenterCrop(size)]
+        self._loaders = {
+            "train": self._loader(train, augmented),
+            "plain": self._loader(train, central),
+            "test": self._loader(test, central),
+        }
+
+    def epoch(
+        self, batch_size: int, seed: int, ranks: Ranks = ALONE, augmented: bool = True
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(self.counts[0], generator=generator)
+        seeds = torch.randint(2**62, (self.counts[0],), generator=generator)
+        batches = []
+        for start in range(0, self.steps(batch_size, ranks) * batch_size, batch_size):
+            indices = order[start : start + batch_size]
+            own = indices[ranks.share(len(indices) // ranks.world * ranks.world)]
+            batches.append([(int(i), int(seeds[i])) for i in own])
+        return self._read("train" if augmented else "plain", batches)
+
+    def steps(self, batch_size: int, ranks: Ranks = ALONE) -> int:
+        full, rest = divmod(self.counts[0], batch_size)
+        return full + (rest // ranks.world > 1)
+
+    def tests(self, batch_size: int, ranks: Ranks = ALONE) -> Iterator[tuple[Tensor, Tensor]]:
+        own = range(self.counts[1])[ranks.share(self.counts[1])]
+        batches = [own[start : start + batch_size] for start in range(0, len(own), batch_size)]
+        return self._read("test", [[(i, 0) for i in batch] for batch in batches])
+
+    def preprocessing(self) -> dict[str, object]:
+        shape = list(self.image_shape)
+        classes = list(self.classes)
+        return {"mean": list(MEAN), "std": list(STD), "image_shape": shape, "classes": classes}
+
+    def _loader(
+        self, files: Sequence[tuple[Path, int]], transforms: Sequence[Any]
+    ) -> DataLoader[Any]:
+        return DataLoader(
+            _Files(files, v2.Compose([v2.PILToTensor(), *transforms])),
+            batch_sampler=_Batches(),
+            collate_fn=list,
+            num_workers=self._workers,
+            persistent_workers=self._workers > 0,
+            prefetch_factor=4 if self._workers else None,
+        )
+
+    def _read(
+        self, part: str, batches: Sequence[list[tuple[int, int]]]
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        loader = self._loaders[part]
+        assert isinstance(loader.batch_sampler, _Batches)
+        loader.batch_sampler.batches = batches
+        mean, std = (
+            255 * torch.tensor(v, device=self.device).view(1, -1, 1, 1) for v in (MEAN, STD)
+        )
+        for samples in loader:
+            good = [sample for sample in samples if not isinstance(sample, str)]
+            for problem in (sample for sample in samples if isinstance(sample, str)):
+                if not self._skip:
+                    raise DataError(f"{problem}; dataset.on_error=skip goes on without it")
+                log.warning("warning: left out: %s", problem)
+            if len(good) > (part != "test"):  # BatchNorm has no variance of one image
+                images = torch.stack([image for image, _ in good])
+                labels = torch.tensor([label for _, label in good])
+                yield self._on_device(images, mean, std), labels.to(self.device)
+
+    def _on_device(self, images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+        if self.device.type == "cuda":  # as bytes: a quarter of what floats take on the bus
+            images = images.pin_memory().to(self.device, non_blocking=True)
+        scaled = images.to(torch.float32, memory_format=torch.channels_last)
+        return scaled.sub_(mean).div_(std)
+
+
+class _Batches:
+    """The batches of the next pass, as lists of (index, seed)."""
+
+    batches: Sequence[list[tuple[int, int]]] = ()
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+class _Files(Dataset[Sample]):
+    """Images by (index, seed): the seed makes their augmentation, whichever worker does it."""
+
+    def __init__(self, files: Sequence[tuple[Path, int]], transform: Any) -> None:
+        self._files, self._transform = files, transform
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
+        index, seed = key
+        path, label = self._files[index]
+        try:
+            image = open_image(path)
+        except DataError as error:
+            return str(error)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return self._transform(image), label
