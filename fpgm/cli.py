@@ -123,6 +123,7 @@ def run_job(words: DictConfig, directory: Path) -> None:
             trained = train(config, run, ranks)
             assert trained is not None
             logging.getLogger("fpgm").info(table(trained, str(directory)))
+        from_first(None, ranks)  # the others wait for the report
 
 
 def follow(config: Config, directory: Path) -> None:
@@ -135,6 +136,7 @@ def follow(config: Config, directory: Path) -> None:
     ranks = join(config.device)
     if from_first(None, ranks):
         train(config, Run(directory, config.as_dict()), ranks)
+    from_first(None, ranks)
 
 
 def main() -> None:
@@ -158,6 +160,10 @@ def main() -> None:
         print("failed:", *_failures, sep="\n  ", file=sys.stderr)
     if _failures:
         sys.exit(1)
+    if WORLD > 1:
+        from fpgm.distributed import leave
+
+        leave()
 
 
 def _output_directory() -> Path:

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from fpgm.machine import choose_device
 
-# One that has died is noticed at once, by its connection or by torchrun; this is for reading data.
-PATIENCE = timedelta(minutes=10)
+# One that has died is noticed at once, by its connection or torchrun; this is how long the others
+# wait for the first to read data, compact and tune.
+PATIENCE = timedelta(hours=1)
 
 
 class RankError(RuntimeError):

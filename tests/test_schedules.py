@@ -14,6 +14,9 @@ from fpgm import schedules
 from fpgm.config import Config, Criterion, Dataset, Optimizer, Schedule
 from fpgm.pruning import Pruning
 
+DIGITS = Dataset(
+    name="digits", root=None, image_size=None, pad=1, flip=False, workers=None, on_error="stop"
+)
 FROZEN = Schedule(
     name="frozen",
     interval=1,
@@ -32,10 +35,11 @@ SGD = Optimizer(
 
 def config(schedule: Schedule, **changes) -> Config:
     base = Config(
-        dataset=Dataset(name="digits", root=None, image_size=None, pad=1, flip=False),
+        dataset=DIGITS,
         arch="resnet20", criterion=Criterion(name="gm", distance="l2", norm_share=None),
         schedule=schedule, optimizer=SGD, rate=0.4, epochs=4, batch_size=16, seed=0, device="cpu",
         precision="float32", pretrained=None, macs_target=None, residual="independent", align=1,
+        compile=False, tune=False, target="torch", target_batch=1,
     )  # fmt: skip
     return replace(base, **changes)
 

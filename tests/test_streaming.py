@@ -1,0 +1,130 @@
+"""ImageNet's folders: read by workers, the same whoever reads them, bad files named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_cli import report, run
+
+from fpgm import models
+from fpgm.checkpoint import CheckpointError
+from fpgm.config import Dataset
+from fpgm.data import load
+from fpgm.distributed import Ranks
+from fpgm.image_folder import DataError
+from fpgm.job import load_pretrained
+
+CPU = torch.device("cpu")
+WORDS = ("dataset=imagenet", "dataset.root=images", "dataset.image_size=64", "dataset.workers=1",
+         "arch=resnet18", "epochs=1", "batch_size=8", "rate=0.3", "hydra.run.dir=r")  # fmt: skip
+
+
+def dataset(root: Path, workers: int = 0, on_error: str = "stop") -> Dataset:
+    own = {"workers": workers, "on_error": on_error}
+    return Dataset(name="imagenet", root=str(root), image_size=32, pad=0, flip=True, **own)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Two classes in ILSVRC's layout, photographs of many sizes, one of them grey."""
+    random = np.random.default_rng(0)
+    for part, count in (("train", 9), ("val", 3)):
+        for name in ("n01440764", "n01443537"):
+            folder = tmp_path / "images" / part / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                shape = (int(random.integers(40, 90)), int(random.integers(40, 90)), 3)[
+                    : 2 + (i > 0)
+                ]
+                pixels = random.integers(0, 256, shape, dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{name}_{i}.JPEG")
+    return tmp_path / "images"
+
+
+def test_imagenet_is_trained_pruned_and_reported(images: Path, tmp_path: Path) -> None:
+    status, out, err = run(tmp_path, *WORDS)
+    assert status == 0, err
+    r = report(tmp_path / "r")
+    assert "18 + 6 images of 3x64x64, 2 classes" in out + err
+    assert r["equivalence"]["images"] == 6
+    assert r["equivalence"]["max_abs_diff"] <= 1e-5 * r["equivalence"]["max_abs_logit"]
+
+
+def test_an_epoch_follows_from_its_seed_whoever_decodes(images: Path) -> None:
+    passes = []
+    for workers in (0, 2):
+        stream = load(dataset(images, workers), CPU)
+        for _ in range(2):  # the second time by workers that are there already
+            passes.append(list(stream.epoch(8, seed=5)))
+    assert [len(labels) for _, labels in passes[0]] == [8, 8, 2]
+    for other in passes[1:]:
+        for (a, b), (c, d) in zip(passes[0], other, strict=True):
+            assert torch.equal(a, c)
+            assert torch.equal(b, d)
+    different = next(iter(load(dataset(images), CPU).epoch(8, seed=6)))
+    assert not torch.equal(different[0], passes[0][0][0])
+
+
+def test_ranks_read_one_batch_between_them(images: Path) -> None:
+    stream = load(dataset(images), CPU)
+    whole = list(stream.epoch(8, seed=1))
+    parts = [list(stream.epoch(8, 1, Ranks(rank, 2))) for rank in range(2)]
+    for i in range(2):
+        assert torch.equal(whole[i][0], torch.cat([part[i][0] for part in parts]))
+    tests = [labels for rank in range(2) for _, labels in stream.tests(4, Ranks(rank, 2))]
+    assert torch.cat(tests).tolist() == [0, 0, 0, 1, 1, 1]
+
+
+def test_a_corrupt_image_is_named_and_stops_the_run(images: Path, tmp_path: Path) -> None:
+    bad = images / "train" / "n01440764" / "n01440764_3.JPEG"
+    bad.write_bytes(bad.read_bytes()[:200])
+    status, _, err = run(tmp_path, *WORDS)
+    assert status == 1
+    assert "n01440764_3.JPEG: not a readable image" in err
+    assert "dataset.on_error=skip goes on without it" in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_a_corrupt_image_is_skipped_where_that_is_asked_for(
+    images: Path, tmp_path: Path, part: str
+) -> None:
+    bad = images / part / "n01440764" / "n01440764_1.JPEG"
+    bad.write_bytes(b"no image")
+    status, out, err = run(tmp_path, *WORDS, "dataset.on_error=skip")
+    assert status == 0, err
+    assert "left out" in out + err
+    assert "n01440764_1.JPEG" in out + err
+    assert report(tmp_path / "r")["equivalence"]["images"] == (5 if part == "val" else 6)
+
+
+def test_a_root_without_val_is_named(images: Path) -> None:
+    (images / "val").rename(images / "validation")
+    with pytest.raises(DataError, match=r"images/val: needs a folder of images for each class"):
+        load(dataset(images), CPU)
+
+
+def test_torchvision_s_weights_are_loaded_where_they_can_be_had(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    theirs = models.model("resnet18", num_classes=1000)
+    kind = type(models.torchvision.models.get_model_weights("resnet18").IMAGENET1K_V1)
+    monkeypatch.setattr(kind, "get_state_dict", lambda *_, **__: theirs.state_dict())
+    ours = models.model("resnet18", num_classes=1000)
+    load_pretrained(ours, "resnet18", "torchvision")
+    assert torch.equal(ours.conv1.weight, theirs.conv1.weight)
+    with pytest.raises(CheckpointError, match=r"pretrained=torchvision, resnet18: .* fc.weight"):
+        load_pretrained(models.model("resnet18", num_classes=10), "resnet18", "torchvision")
+    with pytest.raises(models.ModelError, match=r"no weights for arch=resnet20, only for resnet18"):
+        load_pretrained(models.model("resnet20"), "resnet20", "torchvision")
+
+    def offline(*_: object, **__: object) -> None:
+        raise OSError("<urlopen error no route>")
+
+    monkeypatch.setattr(kind, "get_state_dict", offline)
+    with pytest.raises(CheckpointError, match=r"the download failed .*no route"):
+        load_pretrained(ours, "resnet18", "torchvision")
