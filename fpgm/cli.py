@@ -80,7 +80,9 @@ RANK, WORLD = (
     int(os.environ.get(key, default)) for key, default in (("RANK", 0), ("WORLD_SIZE", 1))
 )
 
-_failures: list[str] = []
+# The jobs of a sweep may run in other processes, on other machines even: what failed is written
+# where all of them can, beside where the command was started.
+_LEDGER = "FPGM_FAILURES"
 _with_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"  # before main() sets it for Hydra
 
 
@@ -95,7 +97,7 @@ def job(words: DictConfig) -> None:
             raise
         line = explain(error)
         print(f"rank {RANK}: {line}" if RANK else line, file=sys.stderr)
-        _failures.append(f"{directory}: {line}")
+        _remember(f"{directory}: {line}")
         with contextlib.suppress(OSError):
             directory.rmdir()  # Hydra made it; nothing was written into it yet
 
@@ -146,6 +148,7 @@ def main() -> None:
         return
     sys.argv[1:] = map(quoted, sys.argv[1:])
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra's own errors come through to here
+    os.environ[_LEDGER] = os.path.abspath(f".fpgm-failures-{os.getpid()}")
     try:
         job()
     except KeyboardInterrupt:
@@ -156,14 +159,28 @@ def main() -> None:
             raise
         print(explain(error), file=sys.stderr)
         sys.exit(1)
-    if len(_failures) > 1:
-        print("failed:", *_failures, sep="\n  ", file=sys.stderr)
-    if _failures:
+    failures = _failures()
+    if failures and {"-m", "--multirun"} & set(sys.argv):
+        print("failed:", *failures, sep="\n  ", file=sys.stderr)
+    if failures:
         sys.exit(1)
     if WORLD > 1:
         from fpgm.distributed import leave
 
         leave()
+
+
+def _remember(failure: str) -> None:
+    with open(os.environ[_LEDGER], "a") as file:
+        file.write(failure.replace("\n", "; ") + "\n")
+
+
+def _failures() -> list[str]:
+    """What the jobs have remembered, and the ledger removed."""
+    path = Path(os.environ[_LEDGER])
+    lines = path.read_text().splitlines() if path.exists() else []
+    path.unlink(missing_ok=True)
+    return lines
 
 
 def _output_directory() -> Path:

@@ -36,8 +36,8 @@ SETTINGS = {
     ],
     "resnet18": [
         ("independent", 1, 0.5, None, True),
-        ("inner", 16, None, 0.5, True),
-        ("shared", 16, None, 0.5, True),
+        ("inner", 16, None, 0.5, False),
+        ("shared", 16, None, 0.5, False),
     ],
 }
 
@@ -75,7 +75,7 @@ def main(arch: str, size: int, batch: int, constants: str = "random") -> None:
         keep = keep_at(rate_under(share * dense, macs) if share else rate)
         name = f"{residual}, align {align}"
         row(name, [fpgm.compact(model, keep)] * len(RUNTIMES))
-        if not tuned:
+        if not tuned or constants == "zero":
             continue
         targets = [Target(runtime, image, batch, threads) for runtime in RUNTIMES]
         forms = [tune(model, keep, target, blocks).emit for target in targets]

@@ -104,7 +104,7 @@ def main(arch: str, size: int, batch: int) -> None:
             began = time.perf_counter()
             small = prune(model, rate, align, size)
             row(name, align, time.perf_counter() - began, [small] * len(RUNTIMES))
-            if name == "fpgm":
+            if name == "fpgm" and align == 1:
                 began = time.perf_counter()
                 forms = [tuned(model, rate, align, size, runtime, batch) for runtime in RUNTIMES]
                 row("fpgm, tuned for each", align, time.perf_counter() - began, forms)

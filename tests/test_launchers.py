@@ -1,0 +1,34 @@
+"""Sweeps through Hydra's launchers: side by side here, or handed to a cluster."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from test_cli import report, run
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        ("hydra_plugins.hydra_joblib_launcher",
+         ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]),
+        ("hydra_plugins.hydra_submitit_launcher",
+         ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=10"]),
+    ],
+    ids=["joblib", "submitit"],
+)  # fmt: skip
+def test_jobs_run_elsewhere_and_their_failures_come_back(
+    module: str, words: list[str], tmp_path: Path
+) -> None:
+    pytest.importorskip(module)
+    sweep = ["dataset=digits", "epochs=1", "arch=resnet20", "rate=0.3,0.4,1.5"]
+    status, out, err = run(tmp_path, "--multirun", *sweep, *words)
+    assert status == 1
+    assert "rate=1.5: must be at least 0 and below 1" in out + err
+    for rate in ("0.3", "0.4"):
+        directory = tmp_path / "outputs" / f"arch=resnet20,dataset=digits,epochs=1,rate={rate}"
+        assert report(directory)["status"] == "done"
+    assert not list(tmp_path.glob(".fpgm-failures-*"))
+    status, out, err = run(tmp_path, "--multirun", *[w.replace(",1.5", "") for w in sweep], *words)
+    assert status == 0, err
