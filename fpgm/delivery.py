@@ -76,7 +76,7 @@ def tune_for(job: Job) -> tuple[tuning.Tuned | None, list[str]]:
     )
     model = copy.deepcopy(job.model).cpu()
     try:
-        return tuning.tune(model, job.pruning.keep, runtime, job.pruning.couples.blocks), []
+        return tuning.tune_apart(model, job.pruning.keep, runtime, job.pruning.couples.blocks), []
     except (tuning.TuningError, ExportError) as error:
         return None, [f"not tuned, and maybe slower than the dense network: {error}"]
 

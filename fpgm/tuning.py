@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing import get_context
 from typing import Any
 
 import torch
@@ -57,6 +60,23 @@ class Tuned:
         """For report.json."""
         own = {"target": self.target.runtime, "batch": self.target.batch}
         return {**own, "threads": self.target.threads, "form": self.form, "tried": self.rows}
+
+
+def tune_apart(
+    model: nn.Module, keep: Mapping[str, Tensor], target: Target, blocks: Sequence[Block]
+) -> Tuned:
+    """`tune` in a process of its own, that a runtime may crash without the network being lost.
+
+    OpenVINO corrupts the heap on some virtual machines: glibc's MALLOC_CHECK_=3 shows it after the
+    compilation of any model, and whatever runs next in the process may fall over it.
+    """
+    if target.runtime == "torch":
+        return tune(model, keep, target, blocks)
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        try:
+            return pool.submit(tune, model, keep, target, blocks).result()
+        except BrokenProcessPool as error:
+            raise TuningError(f"target={target.runtime}: it crashed while it was timed") from error
 
 
 def tune(

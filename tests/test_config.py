@@ -38,12 +38,23 @@ def options(group: str) -> list[str]:
      for o in options(g)],
 )  # fmt: skip
 def test_every_file_in_configs_makes_a_valid_run(word: str) -> None:
-    extra = {"dataset=image_folder": ["dataset.root=x"], "schedule=hard": ["pretrained=x"]}
+    root = ["dataset.root=x"]
+    extra = {"dataset=image_folder": root, "dataset=imagenet": root,
+             "schedule=hard": ["pretrained=x"]}  # fmt: skip
     config = Config.of(compose(word, *extra.get(word, [])))
     group, option = word.split("=")
     value = getattr(config, group)
     if group != "optimizer":
         assert (value if isinstance(value, str) else value.name) == option
+
+
+@pytest.mark.parametrize("name", options("experiment"))
+def test_every_experiment_makes_a_valid_run_and_opens_with_its_command(name: str) -> None:
+    config = Config.of(compose(f"experiment={name}", "dataset.root=x"))
+    text = (CONFIGS / "experiment" / f"{name}.yaml").read_text()
+    assert f"fpgm-train experiment={name}" in text
+    assert name.endswith(config.arch)
+    assert (config.epochs, config.batch_size, config.optimizer.gamma) == (100, 256, 0.1)
 
 
 def test_every_network_and_criterion_is_offered_on_the_command_line() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -175,3 +176,17 @@ def test_too_large_a_batch_is_named_and_the_network_shipped_as_cut() -> None:
     target = tuning.Target("torch", (3, 32, 32), 10**12, 1)
     with pytest.raises(tuning.TuningError, match=r"target_batch=10{12}: torch cannot run it"):
         tuning.tune(model, keep, target)
+
+
+def crash(*_: object) -> None:
+    os._exit(11)
+
+
+def test_a_runtime_that_crashes_does_not_take_the_network_with_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, keep, _, blocks = pruned("resnet20", "inner")
+    monkeypatch.setattr(tuning, "tune", crash)
+    target = tuning.Target("openvino", (3, 32, 32), 1, 1)
+    with pytest.raises(tuning.TuningError, match="target=openvino: it crashed"):
+        tuning.tune_apart(model, keep, target, blocks)
