@@ -8,4 +8,9 @@ cd "$(dirname "$0")/.."
 .venv/bin/ruff format --check .
 .venv/bin/ruff check .
 .venv/bin/mypy
-exec .venv/bin/pytest "$@"
+.venv/bin/pytest "$@"
+# Hydra loads every launcher that is installed, at each start: last, and only for a run of everything.
+if [ $# -eq 0 ]; then
+    .venv/bin/python -m pip install --quiet --editable '.[joblib,submitit]'
+    .venv/bin/pytest tests/test_launchers.py
+fi
