@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import fcntl
+import importlib
 import io
 import json
 import logging
@@ -90,6 +91,11 @@ class Run:
                 "that wrote it or choose another directory with hydra.run.dir="
             )
         return dict(report)
+
+    def get_ready(self) -> None:
+        """Import what `record` needs now: Ctrl-C in the middle of TensorBoard's imports is not
+        always seen as what it is."""
+        importlib.import_module("torch.utils.tensorboard")
 
     def record(self, history: Sequence[Mapping[str, Any]]) -> None:
         """Write all epochs to history.csv and the last of them to TensorBoard. Raises OSError."""

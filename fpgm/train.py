@@ -50,6 +50,8 @@ def train(config: Config, run: Run, ranks: Ranks = ALONE) -> dict[str, Any] | No
     job = prepare(config, run.directory, images, fresh=state is None, ranks=ranks)
     history = resume(job, state)
     rate = job.pruning.full_rate()
+    if ranks.first:
+        run.get_ready()
     _announce(job, run, rate, problem, history)
     for epoch in range(len(history), config.epochs):
         row = one_epoch(job, epoch)

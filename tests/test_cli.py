@@ -26,6 +26,8 @@ def start(where: Path, *words: str, **environment: str) -> subprocess.Popen[str]
     return subprocess.Popen(
         [FPGM_TRAIN, *words], cwd=where, text=True, env={**os.environ, **environment},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        # Started in the background of a shell, the tests would hand on that SIGINT is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
 
 
