@@ -18,7 +18,7 @@ from torch import Tensor
 from fpgm import config
 from fpgm.distributed import ALONE, Ranks
 from fpgm.image_folder import Arrays, DataError, read_folder
-from fpgm.images import Batches, Images
+from fpgm.images import Batches, Images, normalised, steps
 from fpgm.streaming import Stream
 
 
@@ -57,7 +57,7 @@ class Data:
         return train_batches(self, batch_size, pad, flip, seed, ranks)
 
     def steps(self, batch_size: int, ranks: Ranks = ALONE) -> int:
-        return train_steps(len(self.train_images), batch_size, ranks)
+        return steps(len(self.train_images), batch_size, ranks)
 
     def tests(self, batch_size: int, ranks: Ranks = ALONE) -> Batches:
         own = ranks.share(len(self.test_images))
@@ -76,9 +76,7 @@ class Data:
 
     def normalise(self, images: Tensor) -> Tensor:
         """(B, C, H, W) uint8 -> float32 of zero mean and unit variance, channels last."""
-        shape = (1, -1, 1, 1)
-        scaled = images.to(torch.float32, memory_format=torch.channels_last)
-        return (scaled - 255 * self.mean.view(shape)) / (255 * self.std.view(shape))
+        return normalised(images, self.mean, self.std)
 
 
 def load(dataset: config.Dataset, device: torch.device) -> Images:
@@ -121,17 +119,11 @@ def train_batches(
     device = data.train_images.device
     generator = torch.Generator(device).manual_seed(seed)
     order = torch.randperm(len(data.train_images), generator=generator, device=device)
-    for indices in order.split(batch_size)[: train_steps(len(order), batch_size, ranks)]:
+    for indices in order.split(batch_size)[: steps(len(order), batch_size, ranks)]:
         # Augmented as one batch, whoever gets which part of it.
         images = augment(data.train_images[indices], pad, flip, generator)
         own = ranks.share(len(indices) // ranks.world * ranks.world)
         yield data.normalise(images[own]), data.train_labels[indices[own]]
-
-
-def train_steps(count: int, batch_size: int, ranks: Ranks = ALONE) -> int:
-    """How many batches an epoch of `count` images has: the last one needs two images a rank."""
-    full, rest = divmod(count, batch_size)
-    return full + (rest // ranks.world > 1)
 
 
 def augment(images: Tensor, pad: int, flip: bool, generator: torch.Generator) -> Tensor:

@@ -45,6 +45,21 @@ class Images(Protocol):
         """What a user of the network must know: channel means and deviations, size, classes."""
 
 
+def steps(count: int, batch_size: int, ranks: Ranks = ALONE) -> int:
+    """How many batches an epoch of `count` images has: the last one needs two images a rank."""
+    full, rest = divmod(count, batch_size)
+    return full + (rest // ranks.world > 1)
+
+
+def normalised(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """(B, C, H, W) uint8 -> float32 of zero mean and unit variance, channels last.
+
+    mean, std: (C,) of pixels in 0..1.
+    """
+    scaled = images.to(torch.float32, memory_format=torch.channels_last)
+    return (scaled - 255 * mean.view(1, -1, 1, 1)) / (255 * std.view(1, -1, 1, 1))
+
+
 def summary(images: Images) -> str:
     """How many images of what, in words."""
     shape = "x".join(map(str, images.image_shape))

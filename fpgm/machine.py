@@ -50,7 +50,7 @@ def keep_freed_memory() -> None:
     """Have glibc keep what is freed for the next allocation, as tcmalloc and jemalloc do.
 
     Else every feature map of a few megabytes goes back to the system and comes again page by page,
-    at every layer of every batch: a fifth of the time of a ResNet-20. Elsewhere nothing happens.
+    at every layer of every batch. Elsewhere nothing happens.
     """
     mmap_max, trim_threshold = -4, -1  # of mallopt(3)
     with contextlib.suppress(OSError, AttributeError):

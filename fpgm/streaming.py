@@ -16,6 +16,7 @@ from torchvision.transforms import v2
 from fpgm import config
 from fpgm.distributed import ALONE, Ranks
 from fpgm.image_folder import DataError, list_images, open_image
+from fpgm.images import Batches, normalised, steps
 
 log = logging.getLogger("fpgm")
 
@@ -37,7 +38,8 @@ class Stream:
         self.counts = (len(train), len(test))
         self._skip = dataset.on_error == "skip"
         self._workers = os.cpu_count() or 1 if dataset.workers is None else dataset.workers
-        augmented = [v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip()]
+        flip = [v2.RandomHorizontalFlip()] if dataset.flip else []
+        augmented = [v2.RandomResizedCrop(size, antialias=True), *flip]
         central = [v2.Resize(round(size * RESIZE), antialias=True), v2.CenterCrop(size)]
         self._loaders = {
             "train": self._loader(train, augmented),
@@ -47,7 +49,7 @@ class Stream:
 
     def epoch(
         self, batch_size: int, seed: int, ranks: Ranks = ALONE, augmented: bool = True
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    ) -> Batches:
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(self.counts[0], generator=generator)
         seeds = torch.randint(2**62, (self.counts[0],), generator=generator)
@@ -59,10 +61,9 @@ class Stream:
         return self._read("train" if augmented else "plain", batches)
 
     def steps(self, batch_size: int, ranks: Ranks = ALONE) -> int:
-        full, rest = divmod(self.counts[0], batch_size)
-        return full + (rest // ranks.world > 1)
+        return steps(self.counts[0], batch_size, ranks)
 
-    def tests(self, batch_size: int, ranks: Ranks = ALONE) -> Iterator[tuple[Tensor, Tensor]]:
+    def tests(self, batch_size: int, ranks: Ranks = ALONE) -> Batches:
         own = range(self.counts[1])[ranks.share(self.counts[1])]
         batches = [own[start : start + batch_size] for start in range(0, len(own), batch_size)]
         return self._read("test", [[(i, 0) for i in batch] for batch in batches])
@@ -80,32 +81,25 @@ class Stream:
             batch_sampler=_Batches(),
             collate_fn=_collate,
             num_workers=self._workers,
+            pin_memory=self.device.type == "cuda",
             persistent_workers=self._workers > 0,
             prefetch_factor=4 if self._workers else None,
         )
 
-    def _read(
-        self, part: str, batches: Sequence[list[tuple[int, int]]]
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def _read(self, part: str, batches: Sequence[list[tuple[int, int]]]) -> Batches:
         loader = self._loaders[part]
         assert isinstance(loader.batch_sampler, _Batches)
         loader.batch_sampler.batches = batches
-        mean, std = (
-            255 * torch.tensor(v, device=self.device).view(1, -1, 1, 1) for v in (MEAN, STD)
-        )
+        mean, std = (torch.tensor(values, device=self.device) for values in (MEAN, STD))
         for images, labels, problems in loader:
             for problem in problems:
                 if not self._skip:
                     raise DataError(f"{problem}; dataset.on_error=skip goes on without it")
                 log.warning("warning: left out: %s", problem)
             if len(labels) > (part != "test"):  # BatchNorm has no variance of one image
-                yield self._on_device(images, mean, std), labels.to(self.device)
-
-    def _on_device(self, images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-        if self.device.type == "cuda":  # as bytes: a quarter of what floats take on the bus
-            images = images.pin_memory().to(self.device, non_blocking=True)
-        scaled = images.to(torch.float32, memory_format=torch.channels_last)
-        return scaled.sub_(mean).div_(std)
+                # As bytes: a quarter of what floats take on the bus.
+                images = images.to(self.device, non_blocking=True)
+                yield normalised(images, mean, std), labels.to(self.device, non_blocking=True)
 
 
 def _collate(samples: Sequence[Sample]) -> tuple[Tensor, Tensor, list[str]]:

@@ -16,6 +16,7 @@ from PIL import Image
 from fpgm import data
 from fpgm.config import Dataset
 from fpgm.image_folder import DataError
+from fpgm.images import steps
 
 CPU = torch.device("cpu")
 
@@ -194,7 +195,7 @@ def test_each_image_gets_its_own_place_and_coin() -> None:
 def test_epoch_sees_every_image_once_and_follows_from_its_seed() -> None:
     digits = data.load(dataset("digits"), CPU)
     batches = list(data.train_batches(digits, 64, 0, False, seed=5))
-    assert len(batches) == data.train_steps(len(digits.train_images), 64) == 23
+    assert len(batches) == steps(len(digits.train_images), 64) == 23
     labels = torch.cat([y for _, y in batches])
     assert torch.equal(labels.bincount(), digits.train_labels.bincount())
     again = list(data.train_batches(digits, 64, 0, False, seed=5))
@@ -207,4 +208,4 @@ def test_single_image_left_over_is_no_batch() -> None:
     digits = data.load(dataset("digits"), CPU)
     sizes = [len(y) for _, y in data.train_batches(digits, 1436, 0, False, seed=0)]
     assert sizes == [1436]
-    assert data.train_steps(len(digits.train_images), 1436) == 1
+    assert steps(len(digits.train_images), 1436) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +101,15 @@ def test_a_corrupt_image_is_skipped_where_that_is_asked_for(
     assert "left out" in out + err
     assert "n01440764_1.JPEG" in out + err
     assert report(tmp_path / "r")["equivalence"]["images"] == (5 if part == "val" else 6)
+
+
+def test_flip_false_leaves_images_as_they_lie(images: Path) -> None:
+    transforms = [
+        [type(step).__name__ for step in stream._loaders["train"].dataset._transform.transforms]
+        for stream in (load(replace(dataset(images), flip=flip), CPU) for flip in (True, False))
+    ]
+    assert "RandomHorizontalFlip" in transforms[0]
+    assert "RandomHorizontalFlip" not in transforms[1]
 
 
 def test_a_root_without_val_is_named(images: Path) -> None:

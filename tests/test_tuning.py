@@ -171,7 +171,20 @@ def test_missing_runtime_is_named_before_training(monkeypatch: pytest.MonkeyPatc
         runtimes.require("openvino")
 
 
-def test_too_large_a_batch_is_named_and_the_network_shipped_as_cut() -> None:
+def test_a_run_that_cannot_be_tuned_is_shipped_as_cut_and_says_so(tmp_path: Path) -> None:
+    from test_cli import report, run
+
+    words = ["dataset=digits", "epochs=1", "rate=0.4", "tune=true", f"target_batch={10**12}"]
+    status, out, err = run(tmp_path, *words, "hydra.run.dir=r")
+    assert status == 0, err
+    r = report(tmp_path / "r")
+    assert r["tuning"] is None
+    assert any("not tuned" in line and "target_batch" in line for line in r["warnings"])
+    assert "not tuned" in out + err
+    assert r["compact"]["macs"] < 0.5 * r["dense"]["macs"]
+
+
+def test_too_large_a_batch_is_named() -> None:
     model, keep, *_ = pruned("resnet20", "inner")
     target = tuning.Target("torch", (3, 32, 32), 10**12, 1)
     with pytest.raises(tuning.TuningError, match=r"target_batch=10{12}: torch cannot run it"):
