@@ -11,9 +11,9 @@ import logging
 import os
 import re
 import sys
-import zlib
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -24,34 +24,22 @@ from hydra.errors import (
     MissingConfigException,
     OverrideParseException,
 )
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import fpgm
+from fpgm import grid
+from fpgm.baseline import find_baseline
 from fpgm.config import Config, flatten
 from fpgm.typed import suggestion
+
+if TYPE_CHECKING:
+    from fpgm.run import Run
 
 HERE = Path(__file__).resolve().parent
 # Inside a wheel the configs are part of the package, in a checkout they are beside it.
 CONFIGS = HERE / "configs" if (HERE / "configs").is_dir() else HERE.parent / "configs"
-
-
-def run_name(overrides: Sequence[str]) -> str:
-    """A readable, stable name for the words of a command line: criterion=gm,rate=0.4.
-
-    Paths are shortened to their last part, and what is left that a file system minds becomes _.
-    """
-    parts = []
-    for override in overrides:
-        key, _, value = override.partition("=")
-        value = value.strip("'\"")
-        if "/" in value:
-            path = Path(value)  # a checkpoint says little without its run
-            value = f"{path.parent.name}_{path.name}" if path.suffix == ".pt" else path.name
-        parts.append(re.sub(r"[^\w.,=+\-\[\]]", "_", f"{key.lstrip('+')}={value}"))
-    name = ",".join(sorted(parts)) or "default"
-    # File systems end at 255 bytes.
-    return name if len(name) <= 200 else f"{name[:190]},{zlib.crc32(name.encode()):08x}"
 
 
 def quoted(word: str) -> str:
@@ -73,7 +61,11 @@ def _exists(path: str) -> bool:
     return os.path.exists(os.path.expanduser(path))
 
 
-OmegaConf.register_new_resolver("run_name", lambda words: run_name(list(words)), replace=True)
+OmegaConf.register_new_resolver("run_name", lambda words: grid.run_name(words), replace=True)
+for _index, _resolver in enumerate(("sweep_name", "job_name")):
+    OmegaConf.register_new_resolver(
+        _resolver, lambda words, rows, i=_index: grid.place(words, rows)[i], replace=True
+    )
 
 
 RANK, WORLD = (
@@ -97,35 +89,51 @@ def job(words: DictConfig) -> None:
             raise
         line = explain(error)
         print(f"rank {RANK}: {line}" if RANK else line, file=sys.stderr)
-        _remember(f"{directory}: {line}")
+        _remember(f"{directory}: {line}" if _sweeping() else "")
         with contextlib.suppress(OSError):
             directory.rmdir()  # Hydra made it; nothing was written into it yet
 
 
 def run_job(words: DictConfig, directory: Path) -> None:
     """Print the result of a run that is done, or train it from where it stands."""
-    from fpgm.result import table
+    from fpgm.result import result_line, table
     from fpgm.run import Run
 
     config = Config.of(OmegaConf.to_container(words, resolve=True))  # type: ignore[arg-type]
+    if config.pretrained == "baseline":
+        given = HydraConfig.get().overrides.task
+        baseline = find_baseline(directory, config.as_dict(), given)
+        config = replace(config, pretrained=str(baseline))
     if RANK:
         follow(config, directory)
         return
-    with Run(directory, config.as_dict()) as run:
+    sweep = _sweeping()
+    with Run(directory, config.as_dict(), keep_failed=sweep) as run:
         report = run.report
         if report is not None:
-            print(f"{directory} is done already", table(report, str(directory)), sep="\n")
+            shown = result_line(report) if sweep else table(report, str(directory))
+            print(f"{directory} is done already", shown, sep=": " if sweep else "\n", flush=True)
             if WORLD == 1:
                 return
-        from fpgm.distributed import from_first, join
-        from fpgm.train import train
+        try:
+            lead(config, run, done=report is not None)
+        except Exception as error:
+            run.note_failure(explain(error))
+            raise
 
-        ranks = join(config.device)
-        if from_first(report is None, ranks):
-            trained = train(config, run, ranks)
-            assert trained is not None
-            logging.getLogger("fpgm").info(table(trained, str(directory)))
-        from_first(None, ranks)  # the others wait for the report
+
+def lead(config: Config, run: Run, done: bool) -> None:
+    """Train, and tell the other processes, if there are any, whether there is anything to do."""
+    from fpgm.distributed import from_first, join
+    from fpgm.result import table
+    from fpgm.train import train
+
+    ranks = join(config.device)
+    if from_first(not done, ranks):
+        trained = train(config, run, ranks)
+        assert trained is not None
+        logging.getLogger("fpgm").info(table(trained, str(run.directory)))
+    from_first(None, ranks)  # the others wait for the report
 
 
 def follow(config: Config, directory: Path) -> None:
@@ -160,7 +168,7 @@ def main() -> None:
         print(explain(error), file=sys.stderr)
         sys.exit(1)
     failures = _failures()
-    if failures and {"-m", "--multirun"} & set(sys.argv):
+    if any(failures):
         print("failed:", *failures, sep="\n  ", file=sys.stderr)
     if failures:
         sys.exit(1)
@@ -181,6 +189,10 @@ def _failures() -> list[str]:
     lines = path.read_text().splitlines() if path.exists() else []
     path.unlink(missing_ok=True)
     return lines
+
+
+def _sweeping() -> bool:
+    return HydraConfig.get().mode is RunMode.MULTIRUN
 
 
 def _output_directory() -> Path:

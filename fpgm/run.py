@@ -44,9 +44,13 @@ def read_config(directory: Path) -> dict[str, Any]:
 class Run:
     """Use as a context manager: the directory is claimed on entry and released on exit."""
 
-    def __init__(self, directory: Path, config: Mapping[str, Any]) -> None:
+    def __init__(
+        self, directory: Path, config: Mapping[str, Any], keep_failed: bool = False
+    ) -> None:
+        """keep_failed: leave the log of a start that failed before anything was trained."""
         self.directory = directory
         self.config = config
+        self._keep_failed = keep_failed
         self._lock: int | None = None
         self._handlers: list[logging.Handler] = []
         self._board: Any = None
@@ -73,7 +77,7 @@ class Run:
         for handler in self._handlers:
             log.removeHandler(handler)
             handler.close()
-        if error is not None:
+        if error is not None and not self._keep_failed:
             self._discard()
         if self._lock is not None:
             os.close(self._lock)  # and with it the lock; a killed process's goes the same way
@@ -120,6 +124,13 @@ class Run:
         """Write the result; the presence of report.json means done. Raises OSError."""
         write_text(self.directory / "report.md", markdown)
         write_text(self.directory / "report.json", json.dumps(report, indent=2) + "\n")
+
+    def note_failure(self, line: str) -> None:
+        """Write why the run stops into its log; the screen is the caller's."""
+        record = logging.LogRecord("fpgm", logging.ERROR, "", 0, line, None, None)
+        for handler in self._handlers:
+            if isinstance(handler, _LogFile):
+                handler.handle(record)
 
     def _discard(self) -> None:
         """Leave no directory behind a start that failed before anything was trained."""
