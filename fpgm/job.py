@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from fpgm import checkpoint, data, models
+from fpgm.compact_training import Compacted, compacted
 from fpgm.config import Config
 from fpgm.distributed import ALONE, Ranks, from_first, spread
 from fpgm.images import Images
 from fpgm.machine import choose_device, choose_precision, keep_freed_memory
-from fpgm.narrow import Narrow, narrowed
 from fpgm.pruning import Pruning
 
 
@@ -24,8 +24,11 @@ class TrainingError(RuntimeError):
 
 @dataclass
 class Job:
-    """What the loop works on. arch: the arguments of models.model that give this network; narrow:
-    the compact network in its place while it trains, where that is exact."""
+    """What the loop works on.
+
+    arch: the arguments of models.model that give this network; compacted: the compact network in
+    its place while it trains, where that is exact.
+    """
 
     config: Config
     directory: Path
@@ -36,7 +39,7 @@ class Job:
     pruning: Pruning
     precision: torch.dtype | None
     ranks: Ranks
-    narrow: Narrow | None = None
+    compacted: Compacted | None = None
 
     @property
     def device(self) -> torch.device:
@@ -45,7 +48,7 @@ class Job:
     @property
     def network(self) -> nn.Module:
         """The network that is trained, as it is."""
-        return self.model if self.narrow is None else self.narrow.network
+        return self.model if self.compacted is None else self.compacted.network
 
     def set_up(self) -> None:
         """Choose what is trained, now that the selection is known."""
@@ -53,9 +56,9 @@ class Job:
         if schedule.name == "frozen" and schedule.zero_at_start and schedule.train_compact:
             blocks, image = self.pruning.couples.blocks, self.images.image_shape
             keep = self.pruning.keep
-            self.narrow = narrowed(self.model, self.optimizer, keep, blocks, image)
-        self.stepper = self.optimizer if self.narrow is None else self.narrow.optimizer
-        self.pruning.watch(self.narrow)
+            self.compacted = compacted(self.model, self.optimizer, keep, blocks, image)
+        self.stepper = self.optimizer if self.compacted is None else self.compacted.optimizer
+        self.pruning.watch(self.compacted)
         net = spread(self.network, self.ranks)
         if self.config.compile:
             # On a GPU as CUDA graphs; never again for another epoch, the shapes are the same.
@@ -73,8 +76,8 @@ class Job:
 
     def end_epoch(self, steps: int) -> None:
         """Bring the network at full width up to date after `steps` steps."""
-        if self.narrow is not None:
-            self.narrow.write_back(steps)
+        if self.compacted is not None:
+            self.compacted.write_back(steps)
 
 
 def load_images(config: Config, ranks: Ranks = ALONE) -> Images:

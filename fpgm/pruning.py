@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from fpgm import schedules
 from fpgm.budget import LARGEST, BudgetError, rate_nearest, rate_under
+from fpgm.compact_training import Compacted
 from fpgm.compaction import compact
 from fpgm.config import Config
 from fpgm.counting import cost
 from fpgm.coupling import couple
 from fpgm.graph import trace
-from fpgm.narrow import Narrow
 from fpgm.selection import pruned, select, zero_
 
 
@@ -101,14 +101,14 @@ class Pruning:
         self.watch(None)
         self._alive = {name: torch.zeros_like(mask) for name, mask in self._masks.items()}
 
-    def watch(self, narrow: Narrow | None) -> None:
-        """Say which network is trained: the narrow one, or None for the one at full width."""
+    def watch(self, compacted: Compacted | None) -> None:
+        """Say which network is trained: the compact one, or None for the one at full width."""
         self._watched = []
         for name, mask in self._masks.items():
-            if narrow is None:
+            if compacted is None:
                 self._watched.append((name, self._weights[name], slice(None), mask))
             else:
-                weight, rows = narrow.network.get_submodule(name).weight, narrow.rows(name)
+                weight, rows = compacted.network.get_submodule(name).weight, compacted.rows(name)
                 assert isinstance(weight, Tensor)
                 self._watched.append((name, weight, rows, mask[rows]))
 

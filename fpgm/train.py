@@ -124,9 +124,9 @@ def one_epoch(job: Job, epoch: int) -> dict[str, Any]:
     evaluated = time.perf_counter()
     facts = job.pruning.after_epoch(epoch)
     check_agreement(job.pruning.keep, job.ranks)
-    if facts["churn"] > 0 and job.narrow is not None:
+    if facts["churn"] > 0 and job.compacted is not None:
         job.set_up()
-    job.pruning.watch(job.narrow)
+    job.pruning.watch(job.compacted)
     zeroed = time.perf_counter()
     if facts.pop("changed"):
         after = accuracy(*logits(job.model, job.images, precision, job.ranks))
