@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import nn
 from fpgm import checkpoint, data, models
 from fpgm.compact_training import Compacted, compacted
 from fpgm.config import Config
-from fpgm.distributed import ALONE, Ranks, from_first, spread
+from fpgm.distributed import ALONE, Ranks, check_agreement, from_first, spread
 from fpgm.images import Images
 from fpgm.machine import choose_device, choose_precision, keep_freed_memory
 from fpgm.pruning import Pruning
@@ -26,8 +26,9 @@ class TrainingError(RuntimeError):
 class Job:
     """What the loop works on.
 
-    arch: the arguments of models.model that give this network; compacted: the compact network in
-    its place while it trains, where that is exact.
+    arch: the arguments of models.model that give this network. What is trained is chosen by
+    `set_up`: compacted, the compact network in place of `model`, where that is exact; stepper, the
+    optimizer of whichever is trained; forward, that network as the loop calls it.
     """
 
     config: Config
@@ -39,7 +40,12 @@ class Job:
     pruning: Pruning
     precision: torch.dtype | None
     ranks: Ranks
-    compacted: Compacted | None = None
+    compacted: Compacted | None = field(default=None, init=False)
+    stepper: torch.optim.SGD = field(init=False)
+    forward: nn.Module = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.stepper, self.forward = self.optimizer, self.model
 
     @property
     def device(self) -> torch.device:
@@ -65,6 +71,17 @@ class Job:
             mode = "reduce-overhead" if self.device.type == "cuda" else None
             net = torch.compile(net, mode=mode, dynamic=False)  # type: ignore[assignment]
         self.forward = net
+
+    def select_again(self, epoch: int) -> dict[str, Any]:
+        """Select and zero after an epoch, as the schedule says; what is trained follows.
+
+        Returns the facts of Pruning.after_epoch. Raises RankError where the processes do not agree.
+        """
+        facts = self.pruning.after_epoch(epoch)
+        check_agreement(self.pruning.keep, self.ranks)
+        if facts["churn"] > 0 and self.compacted is not None:
+            self.set_up()  # the compact network has other filters now
+        return facts
 
     def start_epoch(self, lr: float) -> None:
         """Make ready to train."""

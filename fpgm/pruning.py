@@ -36,6 +36,7 @@ class Pruning:
         self.image = image
         self.couples = couple(trace(model), config.residual)
         self.rate: float | None = None  # the full rate, once it is known
+        self._compacted: Compacted | None = None  # what is trained in place of `model`
         self.choose(0.0)
 
     def choose(self, rate: float) -> None:
@@ -97,13 +98,13 @@ class Pruning:
             assert isinstance(weight, Tensor)
             self._weights[name] = weight
         self._masks = pruned(self.model, keep)
-        self._watched: list[tuple[str, Tensor, Tensor | slice, Tensor]]
-        self.watch(None)
+        self.watch(self._compacted)
         self._alive = {name: torch.zeros_like(mask) for name, mask in self._masks.items()}
 
     def watch(self, compacted: Compacted | None) -> None:
         """Say which network is trained: the compact one, or None for the one at full width."""
-        self._watched = []
+        self._compacted = compacted
+        self._watched: list[tuple[str, Tensor, Tensor | slice, Tensor]] = []
         for name, mask in self._masks.items():
             if compacted is None:
                 self._watched.append((name, self._weights[name], slice(None), mask))

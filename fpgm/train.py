@@ -18,7 +18,6 @@ from fpgm.distributed import (
     ALONE,
     RankError,
     Ranks,
-    check_agreement,
     check_batch,
     from_first,
     mean,
@@ -122,11 +121,7 @@ def one_epoch(job: Job, epoch: int) -> dict[str, Any]:
         raise _not_finite(job, epoch, "in the evaluation")
     before = after = accuracy(outputs, labels)
     evaluated = time.perf_counter()
-    facts = job.pruning.after_epoch(epoch)
-    check_agreement(job.pruning.keep, job.ranks)
-    if facts["churn"] > 0 and job.compacted is not None:
-        job.set_up()
-    job.pruning.watch(job.compacted)
+    facts = job.select_again(epoch)
     zeroed = time.perf_counter()
     if facts.pop("changed"):
         after = accuracy(*logits(job.model, job.images, precision, job.ranks))
