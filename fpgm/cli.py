@@ -83,6 +83,7 @@ RANK, WORLD = (
 # The jobs of a sweep may run in other processes, on other machines even: what failed is written
 # where all of them can, beside where the command was started.
 _LEDGER = "FPGM_FAILURES"
+_unwritten: list[str] = []  # where the ledger cannot be: what failed in this process
 _with_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"  # before main() sets it for Hydra
 
 
@@ -97,7 +98,8 @@ def job(words: DictConfig) -> None:
             raise
         line = explain(error)
         print(f"rank {RANK}: {line}" if RANK else line, file=sys.stderr)
-        _remember(f"{directory}: {line}")
+        if not _remember(f"{directory}: {line}"):
+            raise  # the launcher hands it to main(), if to nobody else
         with contextlib.suppress(OSError):
             directory.rmdir()  # Hydra made it; nothing was written into it yet
 
@@ -149,30 +151,40 @@ def main() -> None:
     sys.argv[1:] = map(quoted, sys.argv[1:])
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra's own errors come through to here
     os.environ[_LEDGER] = os.path.abspath(f".fpgm-failures-{os.getpid()}")
+    status = 0
     try:
         job()
     except KeyboardInterrupt:
         print("\ninterrupted: the same command goes on after the last epoch", file=sys.stderr)
-        sys.exit(130)
+        status = 130
     except Exception as error:
         if _with_traceback:
             raise
         print(explain(error), file=sys.stderr)
-        sys.exit(1)
-    failures = _failures()
+        status = 1
+    finally:
+        failures = _failures()
     if failures and {"-m", "--multirun"} & set(sys.argv):
         print("failed:", *failures, sep="\n  ", file=sys.stderr)
-    if failures:
-        sys.exit(1)
+    if status or failures:
+        sys.exit(status or 1)
     if WORLD > 1:
         from fpgm.distributed import leave
 
         leave()
 
 
-def _remember(failure: str) -> None:
-    with open(os.environ[_LEDGER], "a") as file:
-        file.write(failure.replace("\n", "; ") + "\n")
+def _remember(failure: str) -> bool:
+    """Note a failed job for main(). False where that is another process and cannot be told."""
+    line = failure.replace("\n", "; ")
+    try:
+        with open(os.environ[_LEDGER], "a") as file:
+            file.write(line + "\n")
+    except OSError:  # a directory that is not to be written to, a full disk
+        if not os.environ[_LEDGER].endswith(f"-{os.getpid()}"):
+            return False
+        _unwritten.append(line)
+    return True
 
 
 def _failures() -> list[str]:
@@ -180,7 +192,7 @@ def _failures() -> list[str]:
     path = Path(os.environ[_LEDGER])
     lines = path.read_text().splitlines() if path.exists() else []
     path.unlink(missing_ok=True)
-    return lines
+    return lines + _unwritten
 
 
 def _output_directory() -> Path:
