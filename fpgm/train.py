@@ -191,11 +191,7 @@ def _step(
         job.stepper.zero_grad()
         loss.backward()
     except torch.OutOfMemoryError as error:
-        size = job.config.batch_size
-        raise TrainingError(
-            f"batch_size={size}: does not fit into the GPU's memory; try batch_size={size // 2} "
-            "in a new directory"
-        ) from error
+        raise _too_large(job) from error
     except RuntimeError as error:
         if job.ranks.world == 1 or isinstance(error, TrainingError):
             raise
@@ -215,3 +211,10 @@ def _not_finite(job: Job, epoch: int, where: str) -> TrainingError:
         f"the loss is not finite at epoch {epoch + 1}, {where} (optimizer.lr={lr:g}): try "
         f"optimizer.lr={lr / 10:g} in a new directory; {kept}"
     )
+
+
+def _too_large(job: Job) -> TrainingError:
+    size, world = job.config.batch_size, job.ranks.world
+    half = size // 2 // world * world  # all processes get the same share
+    cure = f"try batch_size={half} in a new directory" if half else "it needs a GPU with more"
+    return TrainingError(f"batch_size={size}: does not fit into the GPU's memory; {cure}")

@@ -383,6 +383,30 @@ def test_loss_that_is_not_finite_stops_at_that_step_and_keeps_what_was(tmp_path:
     assert not (tmp_path / "r" / "last.pt").exists()
 
 
+@pytest.mark.parametrize(
+    ("size", "cure"),
+    [(64, "try batch_size=32 in a new directory"), (1, "it needs a GPU with more")],
+)
+def test_full_gpu_memory_gets_a_line_with_the_batch_size_to_try(
+    tmp_path: Path, size: int, cure: str
+) -> None:
+    code = """
+import torch, fpgm.cli
+
+def full(*_):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+torch.nn.functional.cross_entropy = full
+fpgm.cli.main()
+"""
+    words = [*DIGITS, f"batch_size={size}", "hydra.run.dir=r"]
+    out = subprocess.run(
+        [sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert out.returncode == 1
+    assert out.stderr.strip() == f"batch_size={size}: does not fit into the GPU's memory; {cure}"
+
+
 def test_other_configuration_and_other_network_are_refused(done: Path, tmp_path: Path) -> None:
     where = done.parent.parent
     status, _, err = run(where, *DIGITS, "seed=1", f"hydra.run.dir={done}")
