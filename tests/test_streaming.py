@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from test_cli import report, run
 
 from fpgm import models
@@ -27,23 +25,6 @@ WORDS = ("dataset=imagenet", "dataset.root=images", "dataset.image_size=64", "da
 def dataset(root: Path, workers: int = 0, on_error: str = "stop") -> Dataset:
     own = {"workers": workers, "on_error": on_error}
     return Dataset(name="imagenet", root=str(root), image_size=32, pad=0, flip=True, **own)
-
-
-@pytest.fixture
-def images(tmp_path: Path) -> Path:
-    """Two classes in ILSVRC's layout, photographs of many sizes, one of them grey."""
-    random = np.random.default_rng(0)
-    for part, count in (("train", 9), ("val", 3)):
-        for name in ("n01440764", "n01443537"):
-            folder = tmp_path / "images" / part / name
-            folder.mkdir(parents=True)
-            for i in range(count):
-                shape = (int(random.integers(40, 90)), int(random.integers(40, 90)), 3)[
-                    : 2 + (i > 0)
-                ]
-                pixels = random.integers(0, 256, shape, dtype=np.uint8)
-                Image.fromarray(pixels).save(folder / f"{name}_{i}.JPEG")
-    return tmp_path / "images"
 
 
 def test_imagenet_is_trained_pruned_and_reported(images: Path, tmp_path: Path) -> None:
