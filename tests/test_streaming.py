@@ -14,7 +14,7 @@ from fpgm.checkpoint import CheckpointError
 from fpgm.config import Dataset
 from fpgm.data import load
 from fpgm.distributed import Ranks
-from fpgm.image_folder import DataError
+from fpgm.image_folder import DataError, open_image
 from fpgm.job import load_pretrained
 
 CPU = torch.device("cpu")
@@ -49,6 +49,15 @@ def test_an_epoch_follows_from_its_seed_whoever_decodes(images: Path) -> None:
             assert torch.equal(b, d)
     different = next(iter(load(dataset(images), CPU).epoch(8, seed=6)))
     assert not torch.equal(different[0], passes[0][0][0])
+
+
+def test_an_image_s_seed_is_torch_s_and_leaves_no_trace(images: Path) -> None:
+    files = load(dataset(images), CPU)._loaders["train"].dataset
+    before = torch.get_rng_state()
+    found, _ = files[3, 7]
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(7)
+    assert torch.equal(found, files._transform(open_image(files._files[3][0])))
 
 
 def test_ranks_read_one_batch_between_them(images: Path) -> None:
