@@ -75,10 +75,7 @@ def _exists(path: str) -> bool:
 
 OmegaConf.register_new_resolver("run_name", lambda words: run_name(list(words)), replace=True)
 
-
-RANK, WORLD = (
-    int(os.environ.get(key, default)) for key, default in (("RANK", 0), ("WORLD_SIZE", 1))
-)
+RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 # The jobs of a sweep may run in other processes, on other machines even: what failed is written
 # where all of them can, beside where the command was started.
@@ -215,8 +212,7 @@ def explain(error: Exception) -> str:
         return f"{error.override}: not understood, write key=value, for example rate=0.4"
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}{_ADVICE.get(error.errno or 0, '')}"
-    ours = type(error).__module__.startswith("fpgm.")
-    if ours:
+    if type(error).__module__.startswith("fpgm."):
         return str(error)
     if isinstance(error, HydraException | OmegaConfBaseException):
         return str(error).splitlines()[0]
