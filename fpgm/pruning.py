@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from fpgm import schedules
 from fpgm.budget import LARGEST, BudgetError, rate_nearest, rate_under
+from fpgm.compact_training import Compacted
 from fpgm.compaction import compact
 from fpgm.config import Config
 from fpgm.counting import cost
 from fpgm.coupling import couple
 from fpgm.graph import trace
-from fpgm.narrow import Narrow
 from fpgm.selection import pruned, select, zero_
 
 
@@ -36,6 +36,7 @@ class Pruning:
         self.image = image
         self.couples = couple(trace(model), config.residual)
         self.rate: float | None = None  # the full rate, once it is known
+        self._compacted: Compacted | None = None  # what is trained in place of `model`
         self.choose(0.0)
 
     def choose(self, rate: float) -> None:
@@ -97,18 +98,18 @@ class Pruning:
             assert isinstance(weight, Tensor)
             self._weights[name] = weight
         self._masks = pruned(self.model, keep)
-        self._watched: list[tuple[str, Tensor, Tensor | slice, Tensor]]
-        self.watch(None)
+        self.watch(self._compacted)
         self._alive = {name: torch.zeros_like(mask) for name, mask in self._masks.items()}
 
-    def watch(self, narrow: Narrow | None) -> None:
-        """Say which network is trained: the narrow one, or None for the one at full width."""
-        self._watched = []
+    def watch(self, compacted: Compacted | None) -> None:
+        """Say which network is trained: the compact one, or None for the one at full width."""
+        self._compacted = compacted
+        self._watched: list[tuple[str, Tensor, Tensor | slice, Tensor]] = []
         for name, mask in self._masks.items():
-            if narrow is None:
+            if compacted is None:
                 self._watched.append((name, self._weights[name], slice(None), mask))
             else:
-                weight, rows = narrow.network.get_submodule(name).weight, narrow.rows(name)
+                weight, rows = compacted.network.get_submodule(name).weight, compacted.rows(name)
                 assert isinstance(weight, Tensor)
                 self._watched.append((name, weight, rows, mask[rows]))
 
