@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import re
+import zlib
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 STYLE = """
 :root { color-scheme: light; --line: #d5d8dd; --text: #1c2026; --soft: #5b6470; --mark: #fff4d6; }
 * { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 72rem; padding: 1rem 1.25rem 4rem; color: var(--text);
+body { margin: 0 auto; max-width: 80rem; padding: 1rem 1.25rem 4rem; color: var(--text);
   font: 16px/1.5 system-ui, sans-serif; background: #fff; }
 h1 { font-size: 1.6rem; margin: 1rem 0 .25rem; } h2 { font-size: 1.2rem; margin: 2.5rem 0 .5rem; }
 p, li { max-width: 46rem; } .lead, figcaption { color: var(--soft); }
@@ -30,12 +31,14 @@ th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align:
   vertical-align: top; }
 td.number, th.number { text-align: right; white-space: nowrap; }
 th button { font: inherit; font-weight: 600; background: none; border: 0; padding: 0;
-  cursor: pointer; text-align: inherit; color: inherit; }
+  cursor: pointer; text-align: inherit; color: inherit; white-space: nowrap; }
+td:not(.number) { min-width: 4rem; max-width: 26rem; }
 th button::after { content: " \\2195"; color: #a3abb5; }
 th[aria-sort=ascending] button::after { content: " \\2191"; color: inherit; }
 th[aria-sort=descending] button::after { content: " \\2193"; color: inherit; }
 tr.marked td { background: var(--mark); }
-figure { margin: 1rem 0; break-inside: avoid; } figure svg { max-width: 100%; height: auto; }
+figure { margin: 1rem 0 2rem; break-inside: avoid; }
+figure svg { width: 100%; max-width: 42rem; height: auto; }
 code { font-size: .88em; overflow-wrap: anywhere; }
 @media print { th button::after { content: "" !important; } body { max-width: none; }
   .scroll { overflow: visible; } h2 { break-after: avoid; } nav { display: none; } }
@@ -135,6 +138,6 @@ def figure(drawing: Figure, caption: str) -> Markup:
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :].replace("<svg", '<svg role="img"', 1)
     # Several drawings on one page must not share the names of their parts.
-    mark = re.sub(r"\W+", "", caption)[:24]
+    mark = f"f{zlib.crc32(caption.encode()):08x}"
     svg = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{mark}-", svg)
     return Markup("<figure>%s<figcaption>%s</figcaption></figure>") % (Markup(svg), caption)
