@@ -146,6 +146,20 @@ def test_tensorboard_has_every_epoch_of_every_column(done: Path) -> None:
         assert [event.step for event in events.Scalars(tag)] == list(range(1, 21))
 
 
+def test_tensorboard_compares_the_runs_of_a_sweep(done: Path) -> None:
+    """In its HParams table: what was asked and what came out, of the run itself."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    events = EventAccumulator(str(done)).Reload()
+    (top1,) = events.Scalars("result/compact_top1")
+    assert top1.value == pytest.approx(report(done)["accuracy"]["compact_last"])
+    data = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    asked = HParamsPluginData.FromString(data).session_start_info.hparams
+    assert asked["rate"].number_value == 0.4
+    assert asked["criterion.name"].string_value == "gm"
+
+
 def test_killed_ten_times_it_ends_with_the_same_numbers(done: Path, tmp_path: Path) -> None:
     directory = tmp_path / "outputs" / done.name
 
