@@ -8,6 +8,8 @@ from typing import Any
 
 from fpgm.typed import ConfigError, build, choice, number
 
+DATA_DRIVEN = ("taylor", "apoz", "hrank")  # criteria that look at training images
+
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:

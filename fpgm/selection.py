@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fpgm.coupling import RESIDUAL, Block, couple
 from fpgm.criteria import CRITERIA
+from fpgm.evidence import DATA, NEEDS, Evidence, gather, require
 from fpgm.graph import trace
 
 
@@ -44,15 +45,18 @@ def select(
     align: int = 1,
     seed: int = 0,
     blocks: Iterable[Block] | None = None,
+    evidence: Evidence | None = None,
     **options: Any,
 ) -> dict[str, Tensor]:
     """Choose the filters to keep, block by block; ties go by the lowest index. Changes nothing.
 
     criterion: a name in CRITERIA, `options` go to its function; residual: see fpgm.coupling;
     align: kept counts are multiples of it; seed: for `random`; blocks: what may be pruned, by
-    default found in the network's graph.
+    default found in the network's graph; evidence: what fpgm.evidence.gather has found, for the
+    criteria that look at more than the weight.
     Returns convolution -> kept filters, sorted. Raises SelectionError for an unknown criterion or
-    mode, a rate outside [0, 1) and one that would leave a layer empty.
+    mode, a rate outside [0, 1), one that would leave a layer empty, and scores that are no numbers;
+    EvidenceError where the network lacks what the criterion looks at.
     """
     if criterion not in CRITERIA:
         raise SelectionError(f"criterion={criterion}: choose one of {', '.join(CRITERIA)}")
@@ -62,12 +66,15 @@ def select(
         raise SelectionError(f"rate={rate}: must be at least 0 and below 1, for example rate=0.4")
     blocks = couple(trace(model), residual).blocks if blocks is None else blocks
     blocks = list(blocks)
+    if criterion in NEEDS and evidence is None:
+        evidence = _own_evidence(model, criterion, blocks)
     scores: dict[str, Tensor] = {}
     keep: dict[str, list[Tensor]] = {}
     for block, kept in zip(blocks, kept_counts(blocks, rate, align), strict=True):
         for name, _ in block.members:
             if name not in scores:
-                scores[name] = _scores(model, name, criterion, rate, seed, options)
+                own = (evidence or {}).get(name, {})
+                scores[name] = _scores(model, name, criterion, rate, seed, own, options)
         ranking = _ranking(block_scores(block, scores))
         for name, filters in block.members:
             keep.setdefault(name, []).append(filters[ranking[len(block) - kept :].cpu()])
@@ -129,7 +136,13 @@ def _ranking(scores: Tensor) -> Tensor:
 
 
 def _scores(
-    model: nn.Module, name: str, criterion: str, rate: float, seed: int, options: dict[str, Any]
+    model: nn.Module,
+    name: str,
+    criterion: str,
+    rate: float,
+    seed: int,
+    evidence: Mapping[str, Tensor],
+    options: dict[str, Any],
 ) -> Tensor:
     weight = model.get_submodule(name).weight
     assert isinstance(weight, Tensor)
@@ -138,7 +151,31 @@ def _scores(
         extra["pruned"] = pruned_count(len(weight), rate)
     elif criterion == "random":  # layers of one size must not lose the same filters
         extra["seed"] = zlib.crc32(f"{seed}/{name}".encode())
-    return CRITERIA[criterion](weight, **options, **extra)
+    elif criterion in NEEDS:
+        key = NEEDS[criterion]
+        if key not in evidence:
+            raise SelectionError(f"criterion={criterion}: the evidence has no {key} of {name}")
+        extra[key] = evidence[key]
+    scores = CRITERIA[criterion](weight, **options, **extra)
+    # -inf is a score, that of a filter that is pruned already (see fpgm.criteria).
+    if not weight.isfinite().all() or not (scores < torch.inf).all():
+        raise SelectionError(
+            f"{name}: its weights, or the scores that criterion={criterion} gives them, are not "
+            "finite (NaN or too large); start from other weights"
+        )
+    return scores
+
+
+def _own_evidence(model: nn.Module, criterion: str, blocks: Iterable[Block]) -> Evidence:
+    """What the network itself shows, without data. Raises EvidenceError, SelectionError."""
+    layers = list(dict.fromkeys(name for block in blocks for name, _ in block.members))
+    require(model, criterion, layers)
+    if criterion in DATA:
+        raise SelectionError(
+            f"criterion={criterion}: looks at images, give "
+            f"evidence=fpgm.evidence.gather(model, [{criterion!r}], batches)"
+        )
+    return gather(model, [criterion], layers=layers)
 
 
 def pruned(model: nn.Module, keep: Mapping[str, Tensor]) -> dict[str, Tensor]:
