@@ -13,7 +13,8 @@ from fpgm.coupling import couple
 from fpgm.criteria import CRITERIA
 from fpgm.evidence import NEEDS
 from fpgm.graph import trace
-from fpgm.selection import SelectionError, pruned, pruned_count, select, zero_
+from fpgm.ranking import pruned_count
+from fpgm.selection import SelectionError, pruned, select, zero_
 
 
 class Two(nn.Module):
