@@ -10,14 +10,24 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fpgm import criteria
+    from fpgm import criteria, evidence
     from fpgm.compaction import compact, equivalence, load
     from fpgm.counting import cost
     from fpgm.models import model
     from fpgm.selection import select, zero_
 
 __version__ = "0.1.0"
-__all__ = ["compact", "cost", "criteria", "equivalence", "load", "model", "select", "zero_"]
+__all__ = [
+    "compact",
+    "cost",
+    "criteria",
+    "equivalence",
+    "evidence",
+    "load",
+    "model",
+    "select",
+    "zero_",
+]
 
 _HOME = {
     "compact": "compaction",
@@ -33,8 +43,8 @@ _HOME = {
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(importlib.import_module(f"fpgm.{_HOME[name]}"), name)
-    if name == "criteria":
-        return importlib.import_module("fpgm.criteria")
+    if name in ("criteria", "evidence"):
+        return importlib.import_module(f"fpgm.{name}")
     raise AttributeError(f"module 'fpgm' has no attribute {name!r}")
 
 

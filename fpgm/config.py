@@ -8,6 +8,8 @@ from typing import Any
 
 from fpgm.typed import ConfigError, build, choice, number
 
+DATA_DRIVEN = ("taylor", "apoz", "hrank")  # criteria that look at training images
+
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
@@ -27,11 +29,16 @@ class Dataset:
 
 @dataclass(frozen=True, kw_only=True)
 class Criterion:
-    """name: an entry of criteria.CRITERIA; the others are options of its function."""
+    """name: an entry of criteria.CRITERIA; distance, norm_share: options of its function; batches:
+    of training images, without augmentation, that a criterion which looks at data is shown at each
+    selection; slimming: strength of the L1 penalty on all BatchNorm scales while training
+    (bn_gamma)."""
 
     name: str
     distance: str | None = choice("l2", "l1", "cosine")
     norm_share: float | None = number(0, 1, example="0.25")
+    batches: int | None = number(1, example="10")
+    slimming: float | None = number(0, example="1e-4")
 
     def options(self) -> dict[str, Any]:
         """What the criterion's function takes beside the weight."""
@@ -73,7 +80,9 @@ class Optimizer:
 class Config:
     """One run. rate: share of each layer's filters to prune; macs_target: share of the dense
     network's MACs, in place of rate; residual: see fpgm.coupling; align: kept counts are multiples
-    of it; pretrained: a run directory or a checkpoint to start from; tune: whether the compact
+    of it; scope: the same rate in each layer, or one ranking over the network, by scores normalised
+    as scope_norm says (see fpgm.ranking) and with the share `floor` of each layer left alone;
+    pretrained: a run directory or a checkpoint to start from; tune: whether the compact
     network gets the form that is fastest on `target` with batches of target_batch images; compile:
     train with torch.compile."""
 
@@ -86,6 +95,9 @@ class Config:
     macs_target: float | None = number(0.001, 1, example="0.5")
     residual: str = choice("independent", "shared", "inner")
     align: int = number(1, 1024, example="8")
+    scope: str = choice("layer", "global")
+    scope_norm: str = choice("none", "mean", "l2", "rank")
+    floor: float = number(0, 1, below=True, example="0.1")
     epochs: int = number(1, example="200")
     batch_size: int = number(1, example="128")
     seed: int = number(0, 2**31 - 1, example="0")
@@ -120,9 +132,19 @@ def _contradictions(config: Config) -> Iterable[str]:
     if config.optimizer.nesterov and config.optimizer.momentum == 0:
         yield "optimizer.nesterov=true: needs momentum, for example optimizer.momentum=0.9"
     c = config.criterion
-    for key, value, owner in (("distance", c.distance, "gm"), ("norm_share", c.norm_share, "mix")):
+    for key, value, owner in (
+        ("distance", c.distance, "gm"),
+        ("norm_share", c.norm_share, "mix"),
+        ("slimming", c.slimming, "bn_gamma"),
+    ):
         if value is not None and c.name != owner:
             yield f"criterion.{key}={value}: only criterion={owner} takes it"
+    if c.batches is None and c.name in DATA_DRIVEN:
+        yield f"criterion.batches=null: criterion={c.name} looks at images, criterion.batches=10"
+    if c.batches is not None and c.name not in DATA_DRIVEN:
+        yield f"criterion.batches={c.batches}: only {', '.join(DATA_DRIVEN)} look at images"
+    if config.scope == "global":
+        yield from _global_contradictions(config)
     if config.schedule.name == "hard" and config.rate > 0 and config.pretrained is None:
         yield "schedule=hard: prunes a trained network, name it with pretrained=RUN_DIR"
     if config.dataset.name in ("image_folder", "imagenet") and config.dataset.root is None:
@@ -131,6 +153,19 @@ def _contradictions(config: Config) -> Iterable[str]:
         yield (
             f"optimizer.milestones={list(config.optimizer.milestones)}: shares of the epochs, "
             "each above 0 and at most 1, for example [0.3,0.6,0.8]"
+        )
+
+
+def _global_contradictions(config: Config) -> Iterable[str]:
+    if config.criterion.name == "mix":
+        yield (
+            "scope=global: criterion=mix is an order of pruning within a layer and has no scores "
+            "to compare layers by; criterion=gm, or scope=layer"
+        )
+    if config.macs_target is None and config.rate > 1 - config.floor + 1e-9:
+        yield (
+            f"rate={config.rate}: scope=global floor={config.floor} leaves at most "
+            f"rate={1 - config.floor:.4g}; a smaller floor lets more go"
         )
 
 

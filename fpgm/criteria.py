@@ -3,7 +3,14 @@
 `weight` is `(N, C, kH, kW)`; filter `F_j = weight[j].flatten()`. The result is `(N,)` in float64,
 and the lowest scores are pruned first. A new criterion is one function and one entry in CRITERIA.
 
-Papers: FPGM (He et al., CVPR 2019), SFP (He et al., IJCAI 2018), PFEC (Li et al., ICLR 2017).
+Criteria that look at more than the weight take it in one keyword argument, (N,) values that
+fpgm.evidence gathers. To them a filter whose weight is all zero scores -inf: what BatchNorm makes
+of it is no measure beside that of live filters, and a filter that is pruned and has not grown back
+must never push out one that works.
+
+Papers: FPGM (He et al., CVPR 2019), SFP (He et al., IJCAI 2018), PFEC (Li et al., ICLR 2017),
+Network Slimming (Liu et al., ICCV 2017), Taylor (Molchanov et al., CVPR 2019), Network Trimming
+(Hu et al., 2016), HRank (Lin et al., CVPR 2020).
 """
 
 from __future__ import annotations
@@ -66,6 +73,39 @@ def random(weight: Tensor, seed: int = 0) -> Tensor:
     return torch.rand(len(weight), generator=generator, dtype=torch.float64).to(weight.device)
 
 
+def bn_gamma(weight: Tensor, *, gamma: Tensor) -> Tensor:
+    """Absolute scale of the filter's BatchNorm (Network Slimming). (N, C, kH, kW), (N,) -> (N,)."""
+    return _from_evidence(weight, gamma.abs(), "gamma")
+
+
+def taylor(weight: Tensor, *, sensitivity: Tensor) -> Tensor:
+    """How much the loss would change without the filter, to first order and squared (Taylor, with
+    a gate on BatchNorm's output). (N, C, kH, kW), (N,) -> (N,).
+
+    sensitivity: sum over minibatches of (gamma dL/dgamma + beta dL/dbeta)^2, which is (dL/dz)^2
+    of a gate z = 1 behind the BatchNorm.
+    """
+    return _from_evidence(weight, sensitivity, "sensitivity")
+
+
+def apoz(weight: Tensor, *, zeros: Tensor) -> Tensor:
+    """Average share of zeros after ReLU, negated: the most silent filter goes first (Network
+    Trimming). zeros: in 0..1. (N, C, kH, kW), (N,) -> (N,)."""
+    return _from_evidence(weight, 0 - zeros, "zeros")
+
+
+def hrank(weight: Tensor, *, ranks: Tensor) -> Tensor:
+    """Mean rank of the filter's feature map after ReLU, over images (HRank).
+    (N, C, kH, kW), (N,) -> (N,). Small maps tie often: see tie_rate."""
+    return _from_evidence(weight, ranks, "ranks")
+
+
+def tie_rate(scores: Tensor) -> float:
+    """Share of the filters whose score another filter has as well, 0..1. (N,) -> float."""
+    _, counts = scores.unique(return_counts=True)
+    return float(counts[counts > 1].sum()) / max(len(scores), 1)
+
+
 def geometric_median(points: Tensor, iterations: int = 1000, tolerance: float = 1e-12) -> Tensor:
     """The point with the least sum of Euclidean distances to `points` (N, d) -> (d,).
 
@@ -100,6 +140,22 @@ def geometric_median(points: Tensor, iterations: int = 1000, tolerance: float = 
 def _filters(weight: Tensor) -> Tensor:
     """(N, C, kH, kW) -> (N, d) in float64, detached."""
     return weight.detach().flatten(1).double()
+
+
+def _from_evidence(weight: Tensor, values: Tensor, name: str) -> Tensor:
+    """(N,) float64 on the weight's device, -inf for filters that are all zero. Raises ValueError
+    for another number of values than filters."""
+    if values.shape != (len(weight),):
+        raise ValueError(
+            f"{name}: needs one value for each of the {len(weight)} filters, has the shape "
+            f"{tuple(values.shape)}"
+        )
+    return below_live(values.detach().to(weight.device).double(), weight)
+
+
+def below_live(scores: Tensor, weight: Tensor) -> Tensor:
+    """Scores with -inf for filters whose weight is all zero. (N,), (N, C, kH, kW) -> (N,)."""
+    return scores.masked_fill(~weight.detach().flatten(1).any(1), -torch.inf)
 
 
 def _norms(filters: Tensor) -> Tensor:
@@ -162,4 +218,8 @@ CRITERIA: dict[str, Callable[..., Tensor]] = {
     "fermat": fermat,
     "mix": mix,
     "random": random,
+    "bn_gamma": bn_gamma,
+    "taylor": taylor,
+    "apoz": apoz,
+    "hrank": hrank,
 }

@@ -15,6 +15,7 @@ from fpgm.export import ExportError
 from fpgm.graph import trace
 from fpgm.job import Job, TrainingError
 from fpgm.machine import environment
+from fpgm.ranking import at_floor
 
 MANY_CLASSES = 100  # with which a top-5 accuracy says something
 
@@ -45,7 +46,9 @@ def deliver(job: Job, history: list[dict[str, Any]], config: dict[str, Any]) -> 
         )
     dense, compacted = cost(model, images.image_shape), cost(small, images.image_shape)
     c = job.config
-    as_paper = c.residual == "independent" and c.align == 1 and c.macs_target is None
+    as_paper = (c.residual, c.align, c.macs_target, c.scope) == ("independent", 1, None, "layer")
+    kept = {name: len(filters) for name, filters in keep.items()}
+    blocks = job.pruning.couples.blocks
     macs = {layer.name: layer.macs for layer in dense.layers}
     return result.report(
         config=config,
@@ -57,7 +60,8 @@ def deliver(job: Job, history: list[dict[str, Any]], config: dict[str, Any]) -> 
         accuracies=(accuracy(full, labels), accuracy(reduced, labels)),
         top5=accuracy(reduced, labels, top=5) if len(images.classes) >= MANY_CLASSES else None,
         equivalence=equivalence,
-        kept={name: len(filters) for name, filters in keep.items()},
+        kept=kept,
+        collapsed=at_floor(blocks, kept, c.align, c.floor) if c.scope == "global" else [],
         tuning=tuned.summary() if tuned else None,
         kept_full=job.pruning.couples.kept_full,
         problems=problems,

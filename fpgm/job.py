@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,7 +61,9 @@ class Job:
     def set_up(self) -> None:
         """Choose what is trained, now that the selection is known."""
         schedule = self.config.schedule
-        if schedule.name == "frozen" and schedule.zero_at_start and schedule.train_compact:
+        still = schedule.name == "frozen" and schedule.zero_at_start
+        # The penalty's steps are not those that write_back makes up for.
+        if still and schedule.train_compact and not self.config.criterion.slimming:
             blocks, image = self.pruning.couples.blocks, self.images.image_shape
             keep = self.pruning.keep
             self.compacted = compacted(self.model, self.optimizer, keep, blocks, image)
@@ -130,8 +134,17 @@ def prepare(
         model.parameters(), o.lr, o.momentum, weight_decay=o.weight_decay, nesterov=o.nesterov
     )
     precision = choose_precision(config.precision, images.device)
-    pruning = Pruning(model, optimizer, config, images.image_shape)
+    pruning = Pruning(
+        model, optimizer, config, images.image_shape, lambda: shown(config, images), ranks
+    )
     return Job(config, directory, images, arch, model, optimizer, pruning, precision, ranks)
+
+
+def shown(config: Config, images: Images) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The training images that the criterion looks at: the same ones at every selection, so that
+    none changes by the draw, and on any number of processes."""
+    stream = images.epoch(config.batch_size, config.seed, augmented=False)
+    return itertools.islice(stream, config.criterion.batches)
 
 
 def load_pretrained(model: nn.Module, arch: str, name: str) -> None:

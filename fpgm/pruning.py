@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -16,6 +16,8 @@ from fpgm.compaction import compact
 from fpgm.config import Config
 from fpgm.counting import cost
 from fpgm.coupling import couple
+from fpgm.distributed import ALONE, Ranks, from_first
+from fpgm.evidence import NEEDS, Batches, Evidence, gather, require
 from fpgm.graph import trace
 from fpgm.selection import pruned, select, zero_
 
@@ -29,13 +31,21 @@ class Pruning:
         optimizer: torch.optim.Optimizer,
         config: Config,
         image: tuple[int, int, int],
+        batches: Callable[[], Batches] = tuple,
+        ranks: Ranks = ALONE,
     ) -> None:
+        """image: (C, H, W); batches: those that a criterion which looks at data is shown at each
+        selection. Raises EvidenceError where the network lacks what the criterion looks at."""
         self.model = model
         self.optimizer = optimizer
         self.config = config
         self.image = image
         self.couples = couple(trace(model), config.residual)
         self.rate: float | None = None  # the full rate, once it is known
+        self._batches, self._ranks = batches, ranks
+        self._evidence: Evidence | None = None  # of the weights as they stand, once it is gathered
+        if config.criterion.name in NEEDS and (config.rate or config.macs_target):
+            require(model, config.criterion.name, self.couples.layers)
         self._compacted: Compacted | None = None  # what is trained in place of `model`
         self.choose(0.0)
 
@@ -46,6 +56,13 @@ class Pruning:
     def selection(self, rate: float, align: int) -> dict[str, Tensor]:
         """The filters to keep at `rate` by the current weights."""
         c = self.config
+        if rate == 0:
+            filters = {n: self.model.get_submodule(n).weight for n in self.couples.layers}
+            return {name: torch.arange(len(own)) for name, own in filters.items()}  # type: ignore[arg-type]
+        if self._evidence is None:
+            self._evidence = self._gathered()
+        if c.scope == "global":  # a search for the rate that meets macs_target goes beyond
+            rate = min(rate, 1 - c.floor)
         return select(
             self.model,
             c.criterion.name,
@@ -53,18 +70,31 @@ class Pruning:
             align=align,
             seed=c.seed,
             blocks=self.couples.blocks,
+            scope=c.scope,
+            normalise=c.scope_norm,
+            floor=c.floor,
+            evidence=self._evidence,
             **c.criterion.options(),
         )
+
+    def _gathered(self) -> Evidence:
+        """What the criterion looks at beside the weights: the first rank's, so that all agree."""
+        name, layers = self.config.criterion.name, self.couples.layers
+        own: Evidence = {}
+        if name in NEEDS and self._ranks.first:
+            own = gather(self.model, [name], self._batches(), layers)
+        shared: Evidence = from_first(own, self._ranks) if name in NEEDS else own
+        return shared
 
     def full_rate(self) -> float:
         """The rate that the run asks for: as given, or found on the compact network's MACs.
 
-        A rate is found once, for every selection of the run, but where the width of the streams
-        depends on which filters go and these may change.
+        A rate is found once, for every selection of the run, but where the MACs depend on which
+        filters go (the streams' widths, or one ranking over all layers) and these may change.
         """
         c = self.config
         moving = c.schedule.name in ("soft", "asymptotic") or not c.schedule.zero_at_start
-        if self.rate is None or (moving and c.residual == "independent"):
+        if self.rate is None or (moving and (c.residual == "independent" or c.scope == "global")):
             self.rate = self._found_rate()
         return self.rate
 
@@ -81,9 +111,10 @@ class Pruning:
                 return rate_under(limit, macs)
             except BudgetError as error:
                 least = math.ceil(1e3 * macs(LARGEST) / cost(self.model, self.image).macs) / 1e3
+                floor = f" scope=global floor={c.floor}" if c.scope == "global" else ""
                 raise BudgetError(
                     f"macs_target={c.macs_target}: not to be reached with residual={c.residual} "
-                    f"align={c.align}, {error}; the least is macs_target={least}"
+                    f"align={c.align}{floor}, {error}; the least is macs_target={least}"
                 ) from error
         if c.align > 1 and c.rate > 0:
             return rate_nearest(macs(c.rate, 1), macs)
@@ -104,6 +135,9 @@ class Pruning:
     def watch(self, compacted: Compacted | None) -> None:
         """Say which network is trained: the compact one, or None for the one at full width."""
         self._compacted = compacted
+        network = self.model if compacted is None else compacted.network
+        norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d) and m.affine]
+        self._scales = [norm.weight for norm in norms]
         self._watched: list[tuple[str, Tensor, Tensor | slice, Tensor]] = []
         for name, mask in self._masks.items():
             if compacted is None:
@@ -131,7 +165,14 @@ class Pruning:
 
     @torch.no_grad()
     def after_backward(self, masked: bool) -> None:
-        """Note which pruned filters a gradient reaches and, if `masked`, take it from them."""
+        """Note which pruned filters a gradient reaches and, if `masked`, take it from them.
+
+        Network Slimming's penalty is added to the gradients of BatchNorm's scales, where asked for.
+        """
+        if self.config.criterion.slimming:
+            for scale in self._scales:
+                assert scale.grad is not None
+                scale.grad.add_(scale.sign(), alpha=self.config.criterion.slimming)
         for name, weight, rows, mask in self._watched:
             gradient = weight.grad
             assert gradient is not None
@@ -162,6 +203,7 @@ class Pruning:
         old = self._masks
         rate = schedules.rate_after(schedule, epoch, epochs, 1.0)  # a share of the full rate
         if rate is not None:
+            self._evidence = None
             self.choose(rate * self.full_rate())
             new = sum(int((mask & ~old[name]).sum()) for name, mask in self._masks.items())
             churn = new / self.count if self.count else 0.0

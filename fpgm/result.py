@@ -34,7 +34,8 @@ def _asked(config: Config, rate: float) -> str:
     if config.macs_target is not None:
         amount = f"macs_target {config.macs_target} (rate {rate:.3f})"
     residual = "" if config.residual == "independent" else f" residual {config.residual}"
-    return amount + residual + (f" align {config.align}" if config.align > 1 else "")
+    scope = f" scope global ({config.scope_norm})" if config.scope == "global" else ""
+    return amount + residual + scope + (f" align {config.align}" if config.align > 1 else "")
 
 
 def epoch_line(row: Mapping[str, Any], epochs: int) -> str:
@@ -59,6 +60,7 @@ def report(
     top5: float | None,
     equivalence: Mapping[str, float],
     kept: Mapping[str, int],
+    collapsed: Sequence[str],
     tuning: Mapping[str, Any] | None,
     kept_full: Mapping[str, str],
     problems: Sequence[str],
@@ -103,6 +105,7 @@ def report(
             "churn": [row["churn"] for row in history],
             "revived": [row["revived"] for row in history],
             "dead_filters": history[-1]["dead"],
+            "collapsed": list(collapsed),
             "kept_full": kept_full,
         },
         "layers": [
@@ -173,6 +176,9 @@ def table(report: Mapping[str, Any], directory: str) -> str:
     ]
     if cut["paper_macs"] is not None:
         lines.append(f"the papers' closed form for this rate: {0 - cut['paper_macs']:+.2f} % MACs")
+    collapsed = report["pruning"].get("collapsed", [])
+    if collapsed:
+        lines.append(f"pruned down to the floor, {len(collapsed)} layers: {', '.join(collapsed)}")
     if report.get("tuning"):
         lines.append(_tuning_line(report["tuning"]))
     lines += [

@@ -11,17 +11,22 @@ import torch
 from torch import Tensor, nn
 
 from fpgm.coupling import RESIDUAL, Block, couple
-from fpgm.criteria import CRITERIA
+from fpgm.criteria import CRITERIA, below_live
+from fpgm.evidence import DATA, NEEDS, Evidence, gather, require
 from fpgm.graph import trace
+from fpgm.ranking import (
+    NORMALISATIONS,
+    ascending,
+    block_scores,
+    kept_in_one_ranking,
+    pruned_count,
+)
+
+SCOPES = ("layer", "global")
 
 
 class SelectionError(ValueError):
     """A criterion or rate that cannot be followed."""
-
-
-def pruned_count(filters: int, rate: float) -> int:
-    """How many of a layer's filters go: floor(filters * rate), safe against rounding from below."""
-    return int(filters * rate + 1e-9)
 
 
 def kept_count(filters: int, rate: float, align: int = 1) -> int:
@@ -44,34 +49,78 @@ def select(
     align: int = 1,
     seed: int = 0,
     blocks: Iterable[Block] | None = None,
+    scope: str = "layer",
+    normalise: str = "mean",
+    floor: float = 0.1,
+    evidence: Evidence | None = None,
     **options: Any,
 ) -> dict[str, Tensor]:
     """Choose the filters to keep, block by block; ties go by the lowest index. Changes nothing.
 
     criterion: a name in CRITERIA, `options` go to its function; residual: see fpgm.coupling;
     align: kept counts are multiples of it; seed: for `random`; blocks: what may be pruned, by
-    default found in the network's graph.
+    default found in the network's graph; scope: `layer`, the same rate for each, or `global`, one
+    ranking over the network by scores that are first normalised within each layer (see
+    fpgm.ranking) and that takes no layer below `floor`, a share of its filters, nor below one;
+    evidence: what fpgm.evidence.gather has found, for criteria that look at more than the weight.
     Returns convolution -> kept filters, sorted. Raises SelectionError for an unknown criterion or
-    mode, a rate outside [0, 1) and one that would leave a layer empty.
+    mode, a rate outside [0, 1) or that would leave a layer empty, and scores that are no numbers;
+    EvidenceError where the network lacks what the criterion looks at.
     """
-    if criterion not in CRITERIA:
-        raise SelectionError(f"criterion={criterion}: choose one of {', '.join(CRITERIA)}")
-    if residual not in RESIDUAL:
-        raise SelectionError(f"residual={residual}: choose one of {', '.join(RESIDUAL)}")
+    _check(criterion, residual, rate, scope, normalise, floor)
+    blocks = list(couple(trace(model), residual).blocks if blocks is None else blocks)
+    if criterion in NEEDS and evidence is None:
+        evidence = _own_evidence(model, criterion, blocks)
+    scores = {
+        name: _scores(model, name, criterion, rate, seed, (evidence or {}).get(name, {}), options)
+        for name in dict.fromkeys(name for block in blocks for name, _ in block.members)
+    }
+    if scope == "global":
+        # Among layers even the geometric median does not put a zeroed filter lowest.
+        scores = {
+            name: below_live(own, model.get_submodule(name).weight)  # type: ignore[arg-type]
+            for name, own in scores.items()
+        }
+    how = normalise if scope == "global" else None
+    by_block = [block_scores(block, scores, how) for block in blocks]
+    if scope == "global":
+        counts = kept_in_one_ranking(blocks, by_block, rate, align, floor)
+    else:
+        counts = kept_counts(blocks, rate, align)
+    keep: dict[str, list[Tensor]] = {}
+    for block, own, kept in zip(blocks, by_block, counts, strict=True):
+        chosen = ascending(own)[len(block) - kept :].cpu()
+        for name, filters in block.members:
+            keep.setdefault(name, []).append(filters[chosen])
+    return {name: torch.cat(parts).sort().values for name, parts in keep.items()}
+
+
+def _check(
+    criterion: str, residual: str, rate: float, scope: str, normalise: str, floor: float
+) -> None:
+    for key, value, known in (
+        ("criterion", criterion, CRITERIA),
+        ("residual", residual, RESIDUAL),
+        ("scope", scope, SCOPES),
+        ("normalise", normalise, NORMALISATIONS),
+    ):
+        if value not in known:
+            raise SelectionError(f"{key}={value}: choose one of {', '.join(known)}")
     if not 0 <= rate < 1:
         raise SelectionError(f"rate={rate}: must be at least 0 and below 1, for example rate=0.4")
-    blocks = couple(trace(model), residual).blocks if blocks is None else blocks
-    blocks = list(blocks)
-    scores: dict[str, Tensor] = {}
-    keep: dict[str, list[Tensor]] = {}
-    for block, kept in zip(blocks, kept_counts(blocks, rate, align), strict=True):
-        for name, _ in block.members:
-            if name not in scores:
-                scores[name] = _scores(model, name, criterion, rate, seed, options)
-        ranking = _ranking(block_scores(block, scores))
-        for name, filters in block.members:
-            keep.setdefault(name, []).append(filters[ranking[len(block) - kept :].cpu()])
-    return {name: torch.cat(parts).sort().values for name, parts in keep.items()}
+    if scope == "layer":
+        return
+    if not 0 <= floor < 1:
+        raise SelectionError(f"floor={floor}: must be at least 0 and below 1, for example 0.1")
+    if rate > 1 - floor + 1e-9:
+        raise SelectionError(
+            f"rate={rate}: floor={floor} lets at most {1 - floor:.4g} of the filters go"
+        )
+    if criterion == "mix":
+        raise SelectionError(
+            "criterion=mix: is an order of pruning within a layer, there is none over a network; "
+            "scope=layer, or criterion=gm"
+        )
 
 
 def kept_counts(blocks: Sequence[Block], rate: float, align: int = 1) -> list[int]:
@@ -103,33 +152,14 @@ def kept_counts(blocks: Sequence[Block], rate: float, align: int = 1) -> list[in
     return counts
 
 
-def block_scores(block: Block, scores: Mapping[str, Tensor]) -> Tensor:
-    """One score for each channel of a block, (n,).
-
-    Layers differ in scale: where several write a channel, each layer's scores are divided by
-    their mean over the layer, and the mean over the layers is taken.
-    """
-    if len(block.members) == 1:
-        ((name, filters),) = block.members
-        return scores[name][filters]
-    parts = []
-    for name, filters in block.members:
-        mean = scores[name].mean()
-        parts.append(scores[name][filters] / (mean if mean > 0 else 1))
-    return torch.stack(parts).mean(0)
-
-
-def _ranking(scores: Tensor) -> Tensor:
-    """Indices, lowest score first; equal to 11 digits is a tie, and goes by the lowest index.
-
-    Equal filters get scores that differ in the last bits by the order of summation.
-    """
-    largest = scores.abs().max()
-    return torch.argsort((scores / largest * 1e11).round() if largest > 0 else scores, stable=True)
-
-
 def _scores(
-    model: nn.Module, name: str, criterion: str, rate: float, seed: int, options: dict[str, Any]
+    model: nn.Module,
+    name: str,
+    criterion: str,
+    rate: float,
+    seed: int,
+    evidence: Mapping[str, Tensor],
+    options: dict[str, Any],
 ) -> Tensor:
     weight = model.get_submodule(name).weight
     assert isinstance(weight, Tensor)
@@ -138,7 +168,31 @@ def _scores(
         extra["pruned"] = pruned_count(len(weight), rate)
     elif criterion == "random":  # layers of one size must not lose the same filters
         extra["seed"] = zlib.crc32(f"{seed}/{name}".encode())
-    return CRITERIA[criterion](weight, **options, **extra)
+    elif criterion in NEEDS:
+        key = NEEDS[criterion]
+        if key not in evidence:
+            raise SelectionError(f"criterion={criterion}: the evidence has no {key} of {name}")
+        extra[key] = evidence[key]
+    scores = CRITERIA[criterion](weight, **options, **extra)
+    # -inf is a score, that of a filter that is pruned already (see fpgm.criteria).
+    if not weight.isfinite().all() or not (scores < torch.inf).all():
+        raise SelectionError(
+            f"{name}: its weights, or the scores that criterion={criterion} gives them, are not "
+            "finite (NaN or too large); start from other weights"
+        )
+    return scores
+
+
+def _own_evidence(model: nn.Module, criterion: str, blocks: Iterable[Block]) -> Evidence:
+    """What the network itself shows, without data. Raises EvidenceError, SelectionError."""
+    layers = list(dict.fromkeys(name for block in blocks for name, _ in block.members))
+    require(model, criterion, layers)
+    if criterion in DATA:
+        raise SelectionError(
+            f"criterion={criterion}: looks at images, give "
+            f"evidence=fpgm.evidence.gather(model, [{criterion!r}], batches)"
+        )
+    return gather(model, [criterion], layers=layers)
 
 
 def pruned(model: nn.Module, keep: Mapping[str, Tensor]) -> dict[str, Tensor]:

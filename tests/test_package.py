@@ -52,6 +52,9 @@ def test_modules_import_only_what_the_design_allows() -> None:
     assert own["config"] == {"typed"}
     assert own["graph"] == {"operations", "overwriting"}
     assert "graph" in own["selection"]
+    assert own["followers"] == {"graph", "operations"}
+    assert own["ranking"] == {"coupling"}
+    assert own["evidence"] == {"followers", "graph"}
     assert "train" not in set().union(*(own[m] for m in MODULES if m != "cli"))
     assert not imports("result", types_too=False) & {"torch", "counting", "train"}
 

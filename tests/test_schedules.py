@@ -17,6 +17,7 @@ from fpgm.pruning import Pruning
 DIGITS = Dataset(
     name="digits", root=None, image_size=None, pad=1, flip=False, workers=None, on_error="stop"
 )
+GM = Criterion(name="gm", distance="l2", norm_share=None, batches=None, slimming=None)
 FROZEN = Schedule(
     name="frozen",
     interval=1,
@@ -36,10 +37,11 @@ SGD = Optimizer(
 def config(schedule: Schedule, **changes) -> Config:
     base = Config(
         dataset=DIGITS,
-        arch="resnet20", criterion=Criterion(name="gm", distance="l2", norm_share=None),
+        arch="resnet20", criterion=GM,
         schedule=schedule, optimizer=SGD, rate=0.4, epochs=4, batch_size=16, seed=0, device="cpu",
         precision="float32", pretrained=None, macs_target=None, residual="independent", align=1,
-        compile=False, tune=False, target="torch", target_batch=1,
+        compile=False, tune=False, target="torch", target_batch=1, scope="layer",
+        scope_norm="mean", floor=0.1,
     )  # fmt: skip
     return replace(base, **changes)
 

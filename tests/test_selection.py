@@ -11,8 +11,10 @@ from torch import nn
 import fpgm
 from fpgm.coupling import couple
 from fpgm.criteria import CRITERIA
+from fpgm.evidence import NEEDS
 from fpgm.graph import trace
-from fpgm.selection import SelectionError, pruned, pruned_count, select, zero_
+from fpgm.ranking import pruned_count
+from fpgm.selection import SelectionError, pruned, select, zero_
 
 
 class Two(nn.Module):
@@ -26,6 +28,14 @@ class Two(nn.Module):
         return self.fc(self.second(self.first(x).relu()).relu().mean((2, 3)))
 
 
+EVIDENCE = {
+    layer: {
+        key: torch.rand(10, generator=torch.Generator().manual_seed(7)) for key in NEEDS.values()
+    }
+    for layer in ("first", "second")
+}
+
+
 @given(st.integers(1, 2048), st.integers(0, 99))
 def test_count_is_the_exact_floor_of_filters_times_rate(filters: int, percent: int) -> None:
     assert pruned_count(filters, percent / 100) == filters * percent // 100
@@ -36,9 +46,9 @@ def test_every_criterion_prunes_the_count_asked_for(rate: float, criterion: str)
     model = Two()
     if pruned_count(10, rate) == 10:
         with pytest.raises(SelectionError, match="would prune all 10 filters of first"):
-            select(model, criterion, rate)
+            select(model, criterion, rate, evidence=EVIDENCE)
         return
-    for kept in select(model, criterion, rate).values():
+    for kept in select(model, criterion, rate, evidence=EVIDENCE).values():
         assert len(kept) == 10 - pruned_count(10, rate)
         assert torch.equal(kept, kept.unique())
 

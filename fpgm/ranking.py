@@ -1,0 +1,135 @@
+"""Scores put in order: ties, layers of different scale, and one ranking over a whole network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from fpgm.coupling import Block
+
+NORMALISATIONS = ("none", "mean", "l2", "rank")
+
+
+def normalised(scores: Tensor, how: str = "mean") -> Tensor:
+    """The scores of one layer made comparable with those of others. (N,) -> (N,).
+
+    none  as they are
+    mean  over the mean of their absolute values: the layers' typical filters are worth the same
+    l2    over their Euclidean norm (Molchanov et al., ICLR 2017): wide layers lose more
+    rank  their place in the layer, over N: every layer loses the same share
+
+    Filters that are pruned already (-inf) count for no scale and stay where they are. Raises
+    ValueError for another word.
+    """
+    if how not in NORMALISATIONS:
+        raise ValueError(f"normalise={how}: choose one of {', '.join(NORMALISATIONS)}")
+    live = scores[scores.isfinite()]
+    if how == "rank":
+        order = ascending(scores)
+        places = torch.arange(1, len(order) + 1, dtype=scores.dtype, device=scores.device)
+        ranks = torch.empty_like(scores).scatter_(0, order, places / len(order))
+        return ranks.masked_fill(~scores.isfinite(), -torch.inf)
+    if how == "none" or not live.any():
+        return scores
+    return scores / (live.abs().mean() if how == "mean" else live.norm())
+
+
+def block_scores(block: Block, scores: Mapping[str, Tensor], how: str | None = None) -> Tensor:
+    """One score for each channel of a block, (n,).
+
+    how: a normalisation of each layer's scores, over the whole layer; None: none where one layer
+    alone writes the channels, and `mean` where several do, as layers differ in scale. Of several
+    the mean is taken, of those that have not pruned the channel already.
+    """
+    if how is None:
+        how = "none" if len(block.members) == 1 else "mean"
+    parts = torch.stack([normalised(scores[name], how)[own] for name, own in block.members])
+    live = parts > -torch.inf
+    means = parts.masked_fill(~live, 0).sum(0) / live.sum(0)
+    return means.masked_fill(~live.any(0), -torch.inf)
+
+
+def levelled(scores: Tensor) -> Tensor:
+    """The same with scores made equal that are so to 11 digits of the largest. (n,) -> (n,).
+
+    Equal filters get scores that differ in the last bits by the order of summation.
+    """
+    largest = scores[scores.isfinite()].abs().max() if scores.isfinite().any() else torch.zeros(())
+    return (scores / largest * 1e11).round() * (largest / 1e11) if largest > 0 else scores
+
+
+def ascending(scores: Tensor) -> Tensor:
+    """Indices, lowest score first; ties go by the lowest index. (n,) -> (n,)."""
+    return torch.argsort(levelled(scores), stable=True)
+
+
+def pruned_count(filters: int, rate: float) -> int:
+    """How many of so many filters go: floor(filters * rate), safe against rounding from below."""
+    return int(filters * rate + 1e-9)
+
+
+def least_kept(filters: int, floor: float) -> int:
+    """How many of `filters` stay whatever their scores: the share `floor`, and one."""
+    return max(1, math.ceil(filters * floor - 1e-9))
+
+
+def kept_in_one_ranking(
+    blocks: Sequence[Block], scores: Sequence[Tensor], rate: float, align: int, floor: float
+) -> list[int]:
+    """How many channels of each block stay when the lowest of the whole network go.
+
+    scores: (n,) for each block, comparable with each other. Of all filters at most
+    `pruned_count` go, and from each block only down to `floor`, in steps that leave multiples
+    of `align` (of each block); a step is as low as the mean of its channels. A step that would
+    exceed the count is left out with all above it in its block. So, once the filters chosen are
+    zero and score lowest, the same are chosen again.
+    """
+    limit = pruned_count(sum(len(block) * len(block.members) for block in blocks), rate)
+    steps: list[tuple[float, int, int]] = []
+    for index, own in enumerate(scores):
+        lowest = levelled(own).sort().values.tolist()
+        gone, score = 0, -math.inf
+        for kept in _smaller(len(own), align, floor):
+            step = lowest[gone : len(own) - kept]
+            # Never below the step before, which rounding of a mean of equals could do.
+            score = max(sum(step) / len(step), score)
+            steps.append((score, index, kept))
+            gone = len(own) - kept
+    counts = [len(block) for block in blocks]
+    pruned, closed = 0, set()
+    for _, index, kept in sorted(steps, key=lambda step: step[:2]):
+        cost = (counts[index] - kept) * len(blocks[index].members)
+        if index in closed or pruned + cost > limit:
+            closed.add(index)
+            continue
+        counts[index] = kept
+        pruned += cost
+    return counts
+
+
+def _smaller(filters: int, align: int, floor: float) -> Iterator[int]:
+    """The numbers of channels that a block may keep, but all of them, from the largest down."""
+    least = max(least_kept(filters, floor), align)
+    for kept in range((filters - 1) // align * align, 0, -align):
+        if kept >= least:
+            yield kept
+
+
+def at_floor(
+    blocks: Sequence[Block], kept: Mapping[str, int], align: int, floor: float
+) -> list[str]:
+    """The layers that have lost all that one ranking lets them lose: those that collapse.
+
+    kept: layer -> filters that stay.
+    """
+    least: dict[str, int] = {}
+    full: dict[str, int] = {}
+    for block in blocks:
+        fewest = min(_smaller(len(block), align, floor), default=len(block))
+        for name, _ in block.members:
+            least[name] = least.get(name, 0) + fewest
+            full[name] = full.get(name, 0) + len(block)
+    return [name for name in least if kept[name] <= least[name] < full[name]]
