@@ -19,7 +19,7 @@ from fpgm.coupling import couple
 from fpgm.distributed import ALONE, Ranks, from_first
 from fpgm.evidence import NEEDS, Batches, Evidence, gather, require
 from fpgm.graph import trace
-from fpgm.selection import pruned, select, zero_
+from fpgm.selection import highest, pruned, score, zero_
 
 
 class Pruning:
@@ -42,6 +42,7 @@ class Pruning:
         self.image = image
         self.couples = couple(trace(model), config.residual)
         self.rate: float | None = None  # the full rate, once it is known
+        self.scores: dict[str, Tensor] = {}  # layer -> (N,) of the last selection
         self._batches, self._ranks = batches, ranks
         self._evidence: Evidence | None = None  # of the weights as they stand, once it is gathered
         if config.criterion.name in NEEDS and (config.rate or config.macs_target):
@@ -63,19 +64,11 @@ class Pruning:
             self._evidence = self._gathered()
         if c.scope == "global":  # a search for the rate that meets macs_target goes beyond
             rate = min(rate, 1 - c.floor)
-        return select(
-            self.model,
-            c.criterion.name,
-            rate,
-            align=align,
-            seed=c.seed,
-            blocks=self.couples.blocks,
-            scope=c.scope,
-            normalise=c.scope_norm,
-            floor=c.floor,
-            evidence=self._evidence,
-            **c.criterion.options(),
+        blocks, own = self.couples.blocks, c.criterion
+        self.scores = score(
+            self.model, own.name, rate, blocks, c.seed, c.scope, self._evidence, **own.options()
         )
+        return highest(self.scores, rate, blocks, align, c.scope, c.scope_norm, c.floor)
 
     def _gathered(self) -> Evidence:
         """What the criterion looks at beside the weights: the first rank's, so that all agree."""
@@ -85,6 +78,12 @@ class Pruning:
             own = gather(self.model, [name], self._batches(), layers)
         shared: Evidence = from_first(own, self._ranks) if name in NEEDS else own
         return shared
+
+    def finite_scores(self) -> dict[str, Tensor]:
+        """Of the selection after the last epoch, if there was one: layer -> scores of its filters,
+        but of those that were pruned already and have none."""
+        finite = {name: own[own.isfinite()].cpu() for name, own in self.scores.items()}
+        return {name: own for name, own in finite.items() if len(own)}
 
     def full_rate(self) -> float:
         """The rate that the run asks for: as given, or found on the compact network's MACs.
@@ -202,6 +201,7 @@ class Pruning:
         churn = 0.0
         old = self._masks
         rate = schedules.rate_after(schedule, epoch, epochs, 1.0)  # a share of the full rate
+        self.scores = {}
         if rate is not None:
             self._evidence = None
             self.choose(rate * self.full_rate())

@@ -69,18 +69,46 @@ def select(
     """
     _check(criterion, residual, rate, scope, normalise, floor)
     blocks = list(couple(trace(model), residual).blocks if blocks is None else blocks)
+    scores = score(model, criterion, rate, blocks, seed, scope, evidence, **options)
+    return highest(scores, rate, blocks, align, scope, normalise, floor)
+
+
+def score(
+    model: nn.Module,
+    criterion: str,
+    rate: float,
+    blocks: Sequence[Block],
+    seed: int = 0,
+    scope: str = "layer",
+    evidence: Evidence | None = None,
+    **options: Any,
+) -> dict[str, Tensor]:
+    """The scores that `select` goes by: convolution -> (N,) float64. Arguments as there."""
     if criterion in NEEDS and evidence is None:
         evidence = _own_evidence(model, criterion, blocks)
     scores = {
         name: _scores(model, name, criterion, rate, seed, (evidence or {}).get(name, {}), options)
         for name in dict.fromkeys(name for block in blocks for name, _ in block.members)
     }
-    if scope == "global":
-        # Among layers even the geometric median does not put a zeroed filter lowest.
-        scores = {
-            name: below_live(own, model.get_submodule(name).weight)  # type: ignore[arg-type]
-            for name, own in scores.items()
-        }
+    if scope == "layer":
+        return scores
+    # Among layers even the geometric median does not put a zeroed filter lowest.
+    return {
+        name: below_live(own, model.get_submodule(name).weight)  # type: ignore[arg-type]
+        for name, own in scores.items()
+    }
+
+
+def highest(
+    scores: Mapping[str, Tensor],
+    rate: float,
+    blocks: Sequence[Block],
+    align: int = 1,
+    scope: str = "layer",
+    normalise: str = "mean",
+    floor: float = 0.1,
+) -> dict[str, Tensor]:
+    """The filters to keep by these scores: convolution -> indices, sorted. As `select`."""
     how = normalise if scope == "global" else None
     by_block = [block_scores(block, scores, how) for block in blocks]
     if scope == "global":

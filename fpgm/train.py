@@ -64,7 +64,7 @@ def train(config: Config, run: Run, ranks: Ranks = ALONE) -> dict[str, Any] | No
                 "history": history,
             }
             checkpoint.save_epoch(run.directory, reached)
-            run.record(history)
+            run.record(history, job.pruning.finite_scores())
             log.info(result.epoch_line(row, config.epochs))
     if not ranks.first:
         return None

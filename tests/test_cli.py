@@ -146,6 +146,15 @@ def test_tensorboard_has_every_epoch_of_every_column(done: Path) -> None:
         assert [event.step for event in events.Scalars(tag)] == list(range(1, 21))
 
 
+def test_tensorboard_shows_the_scores_that_filters_were_chosen_by(done: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(done), size_guidance={"histograms": 0}).Reload()
+    histograms = events.Histograms("score/layer1.0.conv1")
+    assert [event.step for event in histograms] == list(range(1, 21))
+    assert all(event.histogram_value.num == 16 for event in histograms)
+
+
 def test_tensorboard_compares_the_runs_of_a_sweep(done: Path) -> None:
     """In its HParams table: what was asked and what came out, of the run itself."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
