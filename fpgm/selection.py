@@ -69,26 +69,21 @@ def select(
     """
     _check(criterion, residual, rate, scope, normalise, floor)
     blocks = list(couple(trace(model), residual).blocks if blocks is None else blocks)
+    layers = list(dict.fromkeys(name for block in blocks for name, _ in block.members))
     if criterion in NEEDS and evidence is None:
-        evidence = _own_evidence(model, criterion, blocks)
-    scores = {
-        name: _scores(model, name, criterion, rate, seed, (evidence or {}).get(name, {}), options)
-        for name in dict.fromkeys(name for block in blocks for name, _ in block.members)
-    }
+        evidence = _own_evidence(model, criterion, layers)
+    scores = {}
+    for name in layers:
+        seen = (evidence or {}).get(name, {})
+        scores[name] = _scores(model, name, criterion, rate, seed, scope, seen, options)
     if scope == "global":
-        # Among layers even the geometric median does not put a zeroed filter lowest.
-        scores = {
-            name: below_live(own, model.get_submodule(name).weight)  # type: ignore[arg-type]
-            for name, own in scores.items()
-        }
-    how = normalise if scope == "global" else None
-    by_block = [block_scores(block, scores, how) for block in blocks]
-    if scope == "global":
-        counts = kept_in_one_ranking(blocks, by_block, rate, align, floor)
+        ranked = [block_scores(block, scores, normalise) for block in blocks]
+        counts = kept_in_one_ranking(blocks, ranked, rate, align, floor)
     else:
+        ranked = [block_scores(block, scores) for block in blocks]
         counts = kept_counts(blocks, rate, align)
     keep: dict[str, list[Tensor]] = {}
-    for block, own, kept in zip(blocks, by_block, counts, strict=True):
+    for block, own, kept in zip(blocks, ranked, counts, strict=True):
         chosen = ascending(own)[len(block) - kept :].cpu()
         for name, filters in block.members:
             keep.setdefault(name, []).append(filters[chosen])
@@ -158,6 +153,7 @@ def _scores(
     criterion: str,
     rate: float,
     seed: int,
+    scope: str,
     evidence: Mapping[str, Tensor],
     options: dict[str, Any],
 ) -> Tensor:
@@ -180,12 +176,12 @@ def _scores(
             f"{name}: its weights, or the scores that criterion={criterion} gives them, are not "
             "finite (NaN or too large); start from other weights"
         )
-    return scores
+    # Among layers even the geometric median does not put a zeroed filter lowest.
+    return below_live(scores, weight) if scope == "global" else scores
 
 
-def _own_evidence(model: nn.Module, criterion: str, blocks: Iterable[Block]) -> Evidence:
+def _own_evidence(model: nn.Module, criterion: str, layers: Sequence[str]) -> Evidence:
     """What the network itself shows, without data. Raises EvidenceError, SelectionError."""
-    layers = list(dict.fromkeys(name for block in blocks for name, _ in block.members))
     require(model, criterion, layers)
     if criterion in DATA:
         raise SelectionError(
