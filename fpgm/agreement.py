@@ -12,20 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from fpgm.ranking import pruned_count
+
 Array = NDArray[np.float64]
 Masks = NDArray[np.bool_]
-
-
-def merged(scores: Array) -> Array:
-    """Scores (..., N) with those that are equal to 11 digits of the largest made equal.
-
-    Equal filters get scores that differ in the last bits by the order of summation; fpgm.select
-    takes them as ties, too.
-    """
-    largest = np.abs(scores).max(-1, keepdims=True)
-    scale = np.where(largest > 0, largest, 1.0)
-    rounded: Array = np.round(scores / scale * 1e11) / 1e11 * scale
-    return rounded
 
 
 def spearman(scores: Array) -> Array:
@@ -57,11 +47,6 @@ def tie_rate(scores: Array) -> Array:
     equal = np.concatenate((edge, np.diff(ordered, axis=-1) == 0, edge), axis=-1)
     rates: Array = (equal[..., 1:] | equal[..., :-1]).mean(-1)
     return rates
-
-
-def pruned_count(filters: int, rate: float) -> int:
-    """floor(filters * rate), as in fpgm.select."""
-    return int(filters * rate + 1e-9)
 
 
 def pruned(scores: Array, rates: Sequence[float]) -> Masks:

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
+import torch
 
-from fpgm.agreement import Array, jaccard, pruned, pruned_count, tie_rate
-from fpgm.settings import NORMALISE
+from fpgm.agreement import Array, jaccard, pruned, tie_rate
+from fpgm.ranking import normalised, pruned_count
 
 
 def spread(scores: Array) -> dict[str, Array]:
@@ -56,25 +56,11 @@ def stability(scores: Array, again: Array, rates: Sequence[float]) -> Array:
     return held
 
 
-def normalised(scores: Array, how: str) -> Array:
-    """One layer's scores made comparable with other layers'. (..., N) -> (..., N).
-
-    none: as they are; mean, l2: divided by the absolute mean, or by the root mean square, of the
-    layer; rank: place in the layer, 0 to 1, ties sharing theirs. Raises ValueError.
-    """
-    if how not in NORMALISE:
-        raise ValueError(f"normalise={how}: choose one of {', '.join(NORMALISE)}")
-    if how == "none":
-        return scores
-    if how == "rank":
-        places: Array = (stats.rankdata(scores, axis=-1) - 1) / max(scores.shape[-1] - 1, 1)
-        return places
-    if how == "mean":
-        scale = np.abs(scores.mean(-1, keepdims=True))
-    else:
-        scale = np.sqrt((scores**2).mean(-1, keepdims=True))
-    divided: Array = scores / np.where(scale > 0, scale, 1.0)
-    return divided
+def comparable(scores: Array, how: str) -> Array:
+    """Every ranking of (..., N) normalised as fpgm.select(scope="global") does, by itself."""
+    rows = torch.from_numpy(scores).reshape(-1, scores.shape[-1])
+    done: Array = torch.stack([normalised(row, how) for row in rows]).numpy()
+    return done.reshape(scores.shape)
 
 
 def shares(layers: Sequence[Array], rates: Sequence[float]) -> Array:

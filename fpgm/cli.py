@@ -1,4 +1,4 @@
-"""`fpgm-train`: the only file that knows Hydra. Words in, one typed Config out, errors in a line.
+"""`fpgm-train`: words in, one typed Config out, errors in a line. Hydra stays here.
 
 Nothing heavy at import: help and shell completion must answer at once.
 """
@@ -6,52 +6,27 @@ Nothing heavy at import: help and shell completion must answer at once.
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import os
 import re
 import sys
-import zlib
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hydra
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import (
-    ConfigCompositionException,
-    HydraException,
-    MissingConfigException,
-    OverrideParseException,
-)
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 import fpgm
-from fpgm.config import Config, flatten
-from fpgm.typed import suggestion
+from fpgm import grid
+from fpgm.baseline import find_baseline
+from fpgm.config import Config
+from fpgm.explanation import CONFIGS, explain
 
-HERE = Path(__file__).resolve().parent
-# Inside a wheel the configs are part of the package, in a checkout they are beside it.
-CONFIGS = HERE / "configs" if (HERE / "configs").is_dir() else HERE.parent / "configs"
-
-
-def run_name(overrides: Sequence[str]) -> str:
-    """A readable, stable name for the words of a command line: criterion=gm,rate=0.4.
-
-    Paths are shortened to their last part, and what is left that a file system minds becomes _.
-    """
-    parts = []
-    for override in overrides:
-        key, _, value = override.partition("=")
-        value = value.strip("'\"")
-        if "/" in value:
-            path = Path(value)  # a checkpoint says little without its run
-            value = f"{path.parent.name}_{path.name}" if path.suffix == ".pt" else path.name
-        parts.append(re.sub(r"[^\w.,=+\-\[\]]", "_", f"{key.lstrip('+')}={value}"))
-    name = ",".join(sorted(parts)) or "default"
-    # File systems end at 255 bytes.
-    return name if len(name) <= 200 else f"{name[:190]},{zlib.crc32(name.encode()):08x}"
+if TYPE_CHECKING:
+    from fpgm.run import Run
 
 
 def quoted(word: str) -> str:
@@ -73,16 +48,18 @@ def _exists(path: str) -> bool:
     return os.path.exists(os.path.expanduser(path))
 
 
-OmegaConf.register_new_resolver("run_name", lambda words: run_name(list(words)), replace=True)
+OmegaConf.register_new_resolver("run_name", lambda words: grid.run_name(words), replace=True)
+for _index, _resolver in enumerate(("sweep_name", "job_name")):
+    OmegaConf.register_new_resolver(
+        _resolver, lambda words, rows, i=_index: grid.place(words, rows)[i], replace=True
+    )
 
-
-RANK, WORLD = (
-    int(os.environ.get(key, default)) for key, default in (("RANK", 0), ("WORLD_SIZE", 1))
-)
+RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 # The jobs of a sweep may run in other processes, on other machines even: what failed is written
 # where all of them can, beside where the command was started.
 _LEDGER = "FPGM_FAILURES"
+_unwritten: list[str] = []  # where the ledger cannot be: what failed in this process
 _with_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"  # before main() sets it for Hydra
 
 
@@ -97,35 +74,52 @@ def job(words: DictConfig) -> None:
             raise
         line = explain(error)
         print(f"rank {RANK}: {line}" if RANK else line, file=sys.stderr)
-        _remember(f"{directory}: {line}")
+        if not _remember(f"{directory}: {line}" if _sweeping() else ""):
+            raise  # the launcher hands it to main(), if to nobody else
         with contextlib.suppress(OSError):
             directory.rmdir()  # Hydra made it; nothing was written into it yet
 
 
 def run_job(words: DictConfig, directory: Path) -> None:
     """Print the result of a run that is done, or train it from where it stands."""
-    from fpgm.result import table
+    from fpgm.result import result_line, table
     from fpgm.run import Run
 
     config = Config.of(OmegaConf.to_container(words, resolve=True))  # type: ignore[arg-type]
+    if config.pretrained == "baseline":
+        given = HydraConfig.get().overrides.task
+        baseline = find_baseline(directory, config.as_dict(), given)
+        config = replace(config, pretrained=str(baseline))
     if RANK:
         follow(config, directory)
         return
-    with Run(directory, config.as_dict()) as run:
+    sweep = _sweeping()
+    with Run(directory, config.as_dict(), keep_failed=sweep) as run:
         report = run.report
         if report is not None:
-            print(f"{directory} is done already", table(report, str(directory)), sep="\n")
+            shown = result_line(report) if sweep else table(report, str(directory))
+            print(f"{directory} is done already", shown, sep=": " if sweep else "\n", flush=True)
             if WORLD == 1:
                 return
-        from fpgm.distributed import from_first, join
-        from fpgm.train import train
+        try:
+            lead(config, run, done=report is not None)
+        except Exception as error:
+            run.note_failure(explain(error))
+            raise
 
-        ranks = join(config.device)
-        if from_first(report is None, ranks):
-            trained = train(config, run, ranks)
-            assert trained is not None
-            logging.getLogger("fpgm").info(table(trained, str(directory)))
-        from_first(None, ranks)  # the others wait for the report
+
+def lead(config: Config, run: Run, done: bool) -> None:
+    """Train, and tell the other processes, if there are any, whether there is anything to do."""
+    from fpgm.distributed import from_first, join
+    from fpgm.result import table
+    from fpgm.train import train
+
+    ranks = join(config.device)
+    if from_first(not done, ranks):
+        trained = train(config, run, ranks)
+        assert trained is not None
+        logging.getLogger("fpgm").info(table(trained, str(run.directory)))
+    from_first(None, ranks)  # the others wait for the report
 
 
 def follow(config: Config, directory: Path) -> None:
@@ -149,30 +143,40 @@ def main() -> None:
     sys.argv[1:] = map(quoted, sys.argv[1:])
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra's own errors come through to here
     os.environ[_LEDGER] = os.path.abspath(f".fpgm-failures-{os.getpid()}")
+    status = 0
     try:
         job()
     except KeyboardInterrupt:
         print("\ninterrupted: the same command goes on after the last epoch", file=sys.stderr)
-        sys.exit(130)
+        status = 130
     except Exception as error:
         if _with_traceback:
             raise
         print(explain(error), file=sys.stderr)
-        sys.exit(1)
-    failures = _failures()
-    if failures and {"-m", "--multirun"} & set(sys.argv):
+        status = 1
+    finally:
+        failures = _failures()
+    if any(failures):
         print("failed:", *failures, sep="\n  ", file=sys.stderr)
-    if failures:
-        sys.exit(1)
+    if status or failures:
+        sys.exit(status or 1)
     if WORLD > 1:
         from fpgm.distributed import leave
 
         leave()
 
 
-def _remember(failure: str) -> None:
-    with open(os.environ[_LEDGER], "a") as file:
-        file.write(failure.replace("\n", "; ") + "\n")
+def _remember(failure: str) -> bool:
+    """Note a failed job for main(). False where that is another process and cannot be told."""
+    line = failure.replace("\n", "; ")
+    try:
+        with open(os.environ[_LEDGER], "a") as file:
+            file.write(line + "\n")
+    except OSError:  # a directory that is not to be written to, a full disk
+        if not os.environ[_LEDGER].endswith(f"-{os.getpid()}"):
+            return False
+        _unwritten.append(line)
+    return True
 
 
 def _failures() -> list[str]:
@@ -180,7 +184,11 @@ def _failures() -> list[str]:
     path = Path(os.environ[_LEDGER])
     lines = path.read_text().splitlines() if path.exists() else []
     path.unlink(missing_ok=True)
-    return lines
+    return lines + _unwritten
+
+
+def _sweeping() -> bool:
+    return HydraConfig.get().mode is RunMode.MULTIRUN
 
 
 def _output_directory() -> Path:
@@ -188,54 +196,6 @@ def _output_directory() -> Path:
     output = Path(HydraConfig.get().runtime.output_dir)
     relative = Path(os.path.relpath(output))
     return output if ".." in relative.parts else relative
-
-
-def explain(error: Exception) -> str:
-    """An error as a person at the keyboard needs it: what was given, what would do."""
-    cause = error.__cause__
-    if isinstance(error, MissingConfigException) and error.options:
-        group, _, given = str(error.missing_cfg_file).rpartition("/")
-        return f"{group}={given}: choose one of {', '.join(error.options)}"
-    if isinstance(error, ConfigCompositionException):
-        key = getattr(cause, "full_key", None) or _quoted(str(error))
-        return f"{key}: no such key, {suggestion(key, _keys())}" if key else str(error)
-    if isinstance(error, OverrideParseException):
-        return f"{error.override}: not understood, write key=value, for example rate=0.4"
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}{_ADVICE.get(error.errno or 0, '')}"
-    ours = type(error).__module__.startswith("fpgm.")
-    if ours:
-        return str(error)
-    if isinstance(error, HydraException | OmegaConfBaseException):
-        return str(error).splitlines()[0]
-    first = (str(error).splitlines() or [""])[0]
-    return f"{type(error).__name__}: {first} (HYDRA_FULL_ERROR=1 shows where)"
-
-
-_ELSEWHERE = "; choose another place with hydra.run.dir="
-_ADVICE = {
-    errno.ENOSPC: "; free some space and start the same command again, it goes on where it was",
-    errno.EACCES: _ELSEWHERE,
-    errno.EROFS: _ELSEWHERE,
-    errno.ENOTDIR: _ELSEWHERE,
-    errno.EEXIST: _ELSEWHERE,
-}
-
-
-def _quoted(text: str) -> str:
-    """The key in Hydra's "Could not override 'rat'."."""
-    match = re.search(r"'([^']+)'", text)
-    return match.group(1) if match else ""
-
-
-def _keys() -> list[str]:
-    """Every key and group that a command line may set."""
-    GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        defaults = OmegaConf.to_container(hydra.compose("config"))
-    assert isinstance(defaults, dict)
-    flat = flatten({str(key): value for key, value in defaults.items()})
-    return sorted({*flat, *(p.name for p in CONFIGS.iterdir() if p.is_dir())})
 
 
 if __name__ == "__main__":

@@ -89,6 +89,15 @@ def mean(value: Tensor, ranks: Ranks) -> Tensor:
     return value
 
 
+def all_say(yes: bool, ranks: Ranks, device: torch.device) -> bool:
+    """Whether every rank says yes."""
+    if ranks.world == 1:
+        return yes
+    votes = torch.tensor(int(yes), device=device)
+    dist.all_reduce(votes, dist.ReduceOp.MIN)
+    return bool(votes)
+
+
 def joined(part: Tensor, ranks: Ranks) -> Tensor:
     """The rows of all ranks, one after the other."""
     if ranks.world == 1:

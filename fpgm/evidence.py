@@ -160,8 +160,8 @@ class _Mean:
 
 def _zeros(maps: Tensor) -> Tensor:
     """Share of zeros in each map. A NaN is none, and must not pass for one."""
-    share = (maps == 0).double().mean((2, 3))
-    return share.masked_fill(maps.isnan().flatten(2).any(2), torch.nan)
+    share = 1 - maps.count_nonzero((2, 3)).double() / (maps.shape[2] * maps.shape[3])
+    return share.masked_fill(maps.sum((2, 3)).isnan(), torch.nan)
 
 
 def _ranks(maps: Tensor) -> Tensor:

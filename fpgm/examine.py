@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from fpgm import findings, tables
+from fpgm import findings, summary, tables
 from fpgm.agreement import Array, by_chance, spread_of
-from fpgm.applicability import normalised, shares, spread
+from fpgm.applicability import comparable, shares, spread
 from fpgm.diagnosis import density, diagnose
 from fpgm.distribution import battery, verdict
 from fpgm.evidence import DATA, NEEDS
@@ -56,7 +56,7 @@ def examine(subject: Subject, settings: Settings, watch: Watch = silent) -> dict
         _over_network(result, layers, criteria, nulls, settings)
     _shapes(result, layers, settings, watch)
     result.update(pairs=findings.pairs(result), criteria=findings.criteria(result))
-    result["summary"] = findings.lines(result)
+    result["summary"] = summary.lines(result)
     return result
 
 
@@ -109,12 +109,12 @@ def _over_network(
     rates = settings.rates
     labels = [layer.name for layer in layers], [layer.shape[0] for layer in layers]
     for how in NORMALISE:
-        parts = [normalised(layer.matrix(names), how) for layer in layers]
+        parts = [comparable(layer.matrix(names), how) for layer in layers]
         pruned = shares(parts, rates)
         result["collapse"] += tables.collapse(names, how, *labels, pruned, rates, settings.collapse)
     how = settings.normalise
     scores, again = (
-        np.concatenate([normalised(part, how) for part in parts], axis=-1)
+        np.concatenate([comparable(part, how) for part in parts], axis=-1)
         for parts in (
             [layer.matrix(names) for layer in layers],
             [layer.matrices(names) for layer in layers],
@@ -125,7 +125,7 @@ def _over_network(
     generator = np.random.default_rng(settings.seed)
     networks = np.stack(
         [
-            np.concatenate([normalised(part, how) for part in network], axis=-1)
+            np.concatenate([comparable(part, how) for part in network], axis=-1)
             for network in (
                 whole_network(shapes, deviations, known, nulls, generator)
                 for _ in range(settings.draws)

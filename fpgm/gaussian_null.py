@@ -13,8 +13,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from fpgm.agreement import Array, fisher, kendall, merged, overlap, spearman, spread_of
+from fpgm.agreement import Array, fisher, kendall, overlap, spearman, spread_of
 from fpgm.criteria import CRITERIA
+from fpgm.ranking import levelled
 
 Shape = tuple[int, ...]
 SCALE_FREE = frozenset({"random"})  # the others are proportional to the weights
@@ -38,8 +39,8 @@ def draw(shape: Shape, names: Sequence[str], count: int, seed: int) -> Array:
         weight = torch.from_numpy(generator.standard_normal(shape, dtype=np.float32))
         for k, name in enumerate(names):
             options = {"seed": int(generator.integers(2**31))} if name == "random" else {}
-            scores[i, k] = CRITERIA[name](weight, **options).numpy()
-    return merged(scores)
+            scores[i, k] = levelled(CRITERIA[name](weight, **options)).numpy()
+    return scores
 
 
 def figures(draws: Array, rates: Sequence[float]) -> dict[str, Array]:

@@ -56,8 +56,13 @@ def normalised(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
     mean, std: (C,) of pixels in 0..1.
     """
+    batch, channels, height, width = images.shape
     scaled = images.to(torch.float32, memory_format=torch.channels_last)
-    return (scaled - 255 * mean.view(1, -1, 1, 1)) / (255 * std.view(1, -1, 1, 1))
+    # Long rows: faster than three channels at a time.
+    rows = scaled.permute(0, 2, 3, 1).view(batch * height, width * channels)
+    rows -= (255 * mean).repeat(width)
+    rows /= (255 * std).repeat(width)
+    return scaled
 
 
 def summary(images: Images) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from fpgm import checkpoint, data, models
+from fpgm.compact_training import Compacted, compacted
 from fpgm.config import Config
-from fpgm.distributed import ALONE, Ranks, from_first, spread
+from fpgm.distributed import ALONE, Ranks, check_agreement, from_first, spread
 from fpgm.images import Images
 from fpgm.machine import choose_device, choose_precision, keep_freed_memory
-from fpgm.narrow import Narrow, narrowed
 from fpgm.pruning import Pruning
 
 
@@ -26,8 +26,12 @@ class TrainingError(RuntimeError):
 
 @dataclass
 class Job:
-    """What the loop works on. arch: the arguments of models.model that give this network; narrow:
-    the compact network in its place while it trains, where that is exact."""
+    """What the loop works on.
+
+    arch: the arguments of models.model that give this network. What is trained is chosen by
+    `set_up`: compacted, the compact network in place of `model`, where that is exact; stepper, the
+    optimizer of whichever is trained; forward, that network as the loop calls it.
+    """
 
     config: Config
     directory: Path
@@ -38,7 +42,12 @@ class Job:
     pruning: Pruning
     precision: torch.dtype | None
     ranks: Ranks
-    narrow: Narrow | None = None
+    compacted: Compacted | None = field(default=None, init=False)
+    stepper: torch.optim.SGD = field(init=False)
+    forward: nn.Module = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.stepper, self.forward = self.optimizer, self.model
 
     @property
     def device(self) -> torch.device:
@@ -47,7 +56,7 @@ class Job:
     @property
     def network(self) -> nn.Module:
         """The network that is trained, as it is."""
-        return self.model if self.narrow is None else self.narrow.network
+        return self.model if self.compacted is None else self.compacted.network
 
     def set_up(self) -> None:
         """Choose what is trained, now that the selection is known."""
@@ -57,15 +66,26 @@ class Job:
         if still and schedule.train_compact and not self.config.criterion.slimming:
             blocks, image = self.pruning.couples.blocks, self.images.image_shape
             keep = self.pruning.keep
-            self.narrow = narrowed(self.model, self.optimizer, keep, blocks, image)
-        self.stepper = self.optimizer if self.narrow is None else self.narrow.optimizer
-        self.pruning.watch(self.narrow)
+            self.compacted = compacted(self.model, self.optimizer, keep, blocks, image)
+        self.stepper = self.optimizer if self.compacted is None else self.compacted.optimizer
+        self.pruning.watch(self.compacted)
         net = spread(self.network, self.ranks)
         if self.config.compile:
             # On a GPU as CUDA graphs; never again for another epoch, the shapes are the same.
             mode = "reduce-overhead" if self.device.type == "cuda" else None
             net = torch.compile(net, mode=mode, dynamic=False)  # type: ignore[assignment]
         self.forward = net
+
+    def select_again(self, epoch: int) -> dict[str, Any]:
+        """Select and zero after an epoch, as the schedule says; what is trained follows.
+
+        Returns the facts of Pruning.after_epoch. Raises RankError where the processes do not agree.
+        """
+        facts = self.pruning.after_epoch(epoch)
+        check_agreement(self.pruning.keep, self.ranks)
+        if facts["churn"] > 0 and self.compacted is not None:
+            self.set_up()  # the compact network has other filters now
+        return facts
 
     def start_epoch(self, lr: float) -> None:
         """Make ready to train."""
@@ -77,8 +97,8 @@ class Job:
 
     def end_epoch(self, steps: int) -> None:
         """Bring the network at full width up to date after `steps` steps."""
-        if self.narrow is not None:
-            self.narrow.write_back(steps)
+        if self.compacted is not None:
+            self.compacted.write_back(steps)
 
 
 def load_images(config: Config, ranks: Ranks = ALONE) -> Images:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fpgm import schedules
 from fpgm.budget import LARGEST, BudgetError, rate_nearest, rate_under
+from fpgm.compact_training import Compacted
 from fpgm.compaction import compact
 from fpgm.config import Config
 from fpgm.counting import cost
@@ -18,7 +19,6 @@ from fpgm.coupling import couple
 from fpgm.distributed import ALONE, Ranks, from_first
 from fpgm.evidence import NEEDS, Batches, Evidence, gather, require
 from fpgm.graph import trace
-from fpgm.narrow import Narrow
 from fpgm.selection import pruned, select, zero_
 
 
@@ -46,6 +46,7 @@ class Pruning:
         self._evidence: Evidence | None = None  # of the weights as they stand, once it is gathered
         if config.criterion.name in NEEDS and (config.rate or config.macs_target):
             require(model, config.criterion.name, self.couples.layers)
+        self._compacted: Compacted | None = None  # what is trained in place of `model`
         self.choose(0.0)
 
     def choose(self, rate: float) -> None:
@@ -110,9 +111,10 @@ class Pruning:
                 return rate_under(limit, macs)
             except BudgetError as error:
                 least = math.ceil(1e3 * macs(LARGEST) / cost(self.model, self.image).macs) / 1e3
+                floor = f" scope=global floor={c.floor}" if c.scope == "global" else ""
                 raise BudgetError(
                     f"macs_target={c.macs_target}: not to be reached with residual={c.residual} "
-                    f"align={c.align}, {error}; the least is macs_target={least}"
+                    f"align={c.align}{floor}, {error}; the least is macs_target={least}"
                 ) from error
         if c.align > 1 and c.rate > 0:
             return rate_nearest(macs(c.rate, 1), macs)
@@ -127,21 +129,21 @@ class Pruning:
             assert isinstance(weight, Tensor)
             self._weights[name] = weight
         self._masks = pruned(self.model, keep)
-        self._watched: list[tuple[str, Tensor, Tensor | slice, Tensor]]
-        self.watch(None)
+        self.watch(self._compacted)
         self._alive = {name: torch.zeros_like(mask) for name, mask in self._masks.items()}
 
-    def watch(self, narrow: Narrow | None) -> None:
-        """Say which network is trained: the narrow one, or None for the one at full width."""
-        network = self.model if narrow is None else narrow.network
+    def watch(self, compacted: Compacted | None) -> None:
+        """Say which network is trained: the compact one, or None for the one at full width."""
+        self._compacted = compacted
+        network = self.model if compacted is None else compacted.network
         norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d) and m.affine]
         self._scales = [norm.weight for norm in norms]
-        self._watched = []
+        self._watched: list[tuple[str, Tensor, Tensor | slice, Tensor]] = []
         for name, mask in self._masks.items():
-            if narrow is None:
+            if compacted is None:
                 self._watched.append((name, self._weights[name], slice(None), mask))
             else:
-                weight, rows = narrow.network.get_submodule(name).weight, narrow.rows(name)
+                weight, rows = compacted.network.get_submodule(name).weight, compacted.rows(name)
                 assert isinstance(weight, Tensor)
                 self._watched.append((name, weight, rows, mask[rows]))
 

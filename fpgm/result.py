@@ -141,6 +141,14 @@ def _warnings(history: Sequence[Mapping[str, Any]], zeroed: float) -> list[str]:
     ]
 
 
+def result_line(report: Mapping[str, Any]) -> str:
+    """A run's result among those of a sweep."""
+    return (
+        f"{report['accuracy']['compact_last']:.2f} %, {report['compact']['macs']:,} MACs "
+        f"({0 - report['reduction']['macs']:+.1f} %)"
+    )
+
+
 def table(report: Mapping[str, Any], directory: str) -> str:
     """The closing table."""
     dense, small, cut = report["dense"], report["compact"], report["reduction"]

@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 
 from fpgm.atomic import write_text
-from fpgm.config import differences
+from fpgm.config import differences, flatten
 
 log = logging.getLogger("fpgm")
 
@@ -44,9 +44,13 @@ def read_config(directory: Path) -> dict[str, Any]:
 class Run:
     """Use as a context manager: the directory is claimed on entry and released on exit."""
 
-    def __init__(self, directory: Path, config: Mapping[str, Any]) -> None:
+    def __init__(
+        self, directory: Path, config: Mapping[str, Any], keep_failed: bool = False
+    ) -> None:
+        """keep_failed: leave the log of a start that failed before anything was trained."""
         self.directory = directory
         self.config = config
+        self._keep_failed = keep_failed
         self._lock: int | None = None
         self._handlers: list[logging.Handler] = []
         self._board: Any = None
@@ -73,7 +77,7 @@ class Run:
         for handler in self._handlers:
             log.removeHandler(handler)
             handler.close()
-        if error is not None:
+        if error is not None and not self._keep_failed:
             self._discard()
         if self._lock is not None:
             os.close(self._lock)  # and with it the lock; a killed process's goes the same way
@@ -97,8 +101,13 @@ class Run:
         always seen as what it is."""
         importlib.import_module("torch.utils.tensorboard")
 
-    def record(self, history: Sequence[Mapping[str, Any]]) -> None:
-        """Write all epochs to history.csv and the last of them to TensorBoard. Raises OSError."""
+    def record(
+        self, history: Sequence[Mapping[str, Any]], scores: Mapping[str, Any] | None = None
+    ) -> None:
+        """Write all epochs to history.csv and the last of them to TensorBoard. Raises OSError.
+
+        scores: layer -> (N,), what the filters were selected by after the last epoch.
+        """
         text = io.StringIO()
         writer = csv.DictWriter(text, fieldnames=list(history[0]))
         writer.writeheader()
@@ -114,12 +123,39 @@ class Run:
         for row in new:
             for key in row.keys() - {"epoch"}:
                 self._board.add_scalar(key, row[key], row["epoch"])
+        for layer, values in (scores or {}).items():
+            self._board.add_histogram(f"score/{layer}", values, history[-1]["epoch"])
         self._board.flush()
 
     def finish(self, report: Mapping[str, Any], markdown: str) -> None:
         """Write the result; the presence of report.json means done. Raises OSError."""
+        if self._board is not None:
+            self._compare_in_board(report)
         write_text(self.directory / "report.md", markdown)
         write_text(self.directory / "report.json", json.dumps(report, indent=2) + "\n")
+
+    def _compare_in_board(self, report: Mapping[str, Any]) -> None:
+        """A line of TensorBoard's HParams table, where the runs of a sweep stand side by side."""
+        from torch.utils.tensorboard.summary import hparams
+
+        found = {
+            "result/compact_top1": report["accuracy"]["compact_last"],
+            "result/compact_macs": report["compact"]["macs"],
+        }
+        # add_hparams() would open a run of its own below this one for every call.
+        flat = {k: v for k, v in flatten(self.config).items() if v is not None}
+        plain = {k: v if isinstance(v, bool | int | float) else str(v) for k, v in flat.items()}
+        for summary in hparams(plain, found):
+            self._board.file_writer.add_summary(summary)
+        for tag, value in found.items():
+            self._board.add_scalar(tag, value, report["config"]["epochs"])
+
+    def note_failure(self, line: str) -> None:
+        """Write why the run stops into its log; the screen is the caller's."""
+        record = logging.LogRecord("fpgm", logging.ERROR, "", 0, line, None, None)
+        for handler in self._handlers:
+            if isinstance(handler, _LogFile):
+                handler.handle(record)
 
     def _discard(self) -> None:
         """Leave no directory behind a start that failed before anything was trained."""

@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fpgm.agreement import Array, merged
+from fpgm.agreement import Array
 from fpgm.coupling import couple
 from fpgm.criteria import CRITERIA
 from fpgm.graph import trace
+from fpgm.ranking import levelled
 from fpgm.settings import StudyError
 
 LEAST = 4  # filters that a ranking needs to say anything
@@ -152,4 +153,5 @@ def score_with(
 
 
 def _scored(name: str, weight: Tensor, options: Mapping[str, object]) -> Array:
-    return merged(CRITERIA[name](weight, **options).double().numpy())
+    scores: Array = levelled(CRITERIA[name](weight, **options).double()).numpy()
+    return scores

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from fpgm.agreement import Array, fisher, kendall, overlap, pruned_count, spearman, tie_rate
+from fpgm.agreement import Array, fisher, kendall, overlap, spearman, tie_rate
 from fpgm.applicability import gaps, spread, stability
+from fpgm.ranking import pruned_count
 
 Row = dict[str, Any]
 Where = Mapping[str, Any]  # scope and layer, at the front of every row

@@ -18,7 +18,6 @@ from fpgm.distributed import (
     ALONE,
     RankError,
     Ranks,
-    check_agreement,
     check_batch,
     from_first,
     mean,
@@ -122,11 +121,7 @@ def one_epoch(job: Job, epoch: int) -> dict[str, Any]:
         raise _not_finite(job, epoch, "in the evaluation")
     before = after = accuracy(outputs, labels)
     evaluated = time.perf_counter()
-    facts = job.pruning.after_epoch(epoch)
-    check_agreement(job.pruning.keep, job.ranks)
-    if facts["churn"] > 0 and job.narrow is not None:
-        job.set_up()
-    job.pruning.watch(job.narrow)
+    facts = job.select_again(epoch)
     zeroed = time.perf_counter()
     if facts.pop("changed"):
         after = accuracy(*logits(job.model, job.images, precision, job.ranks))
@@ -196,11 +191,7 @@ def _step(
         job.stepper.zero_grad()
         loss.backward()
     except torch.OutOfMemoryError as error:
-        size = job.config.batch_size
-        raise TrainingError(
-            f"batch_size={size}: does not fit into the GPU's memory; try batch_size={size // 2} "
-            "in a new directory"
-        ) from error
+        raise _too_large(job) from error
     except RuntimeError as error:
         if job.ranks.world == 1 or isinstance(error, TrainingError):
             raise
@@ -220,3 +211,10 @@ def _not_finite(job: Job, epoch: int, where: str) -> TrainingError:
         f"the loss is not finite at epoch {epoch + 1}, {where} (optimizer.lr={lr:g}): try "
         f"optimizer.lr={lr / 10:g} in a new directory; {kept}"
     )
+
+
+def _too_large(job: Job) -> TrainingError:
+    size, world = job.config.batch_size, job.ranks.world
+    half = size // 2 // world * world  # all processes get the same share
+    cure = f"try batch_size={half} in a new directory" if half else "it needs a GPU with more"
+    return TrainingError(f"batch_size={size}: does not fit into the GPU's memory; {cure}")

@@ -7,7 +7,7 @@ All forms compute the same function; they differ in which pruned filters stay as
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from fpgm import emission
 from fpgm.compaction import compact
 from fpgm.counting import cost
 from fpgm.coupling import Block, couple
-from fpgm.graph import evaluating, trace
+from fpgm.graph import ChannelGraph, evaluating, trace
 from fpgm.latency import side_by_side
 from fpgm.runtimes import RUNTIMES
 
@@ -30,6 +30,15 @@ MULTIPLES = (1, 4, 8, 16)  # 1: no more than the filter that carries the constan
 WORTH = 0.98  # full width must be more than the noise faster to be preferred
 
 Emit = dict[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)  # each is itself alone: tensors have no truth
+class Form:
+    """A compact network with `emit`; groups: whose adds the convolutions write in full."""
+
+    name: str
+    groups: tuple[emission.Group, ...]
+    emit: Emit
 
 
 class TuningError(RuntimeError):
@@ -95,53 +104,51 @@ def tune(
         graph = trace(model)
         keep = {name: kept.cpu() for name, kept in keep.items()}
         blocks = couple(graph, "independent").blocks if blocks is None else blocks
-        groups = emission.groups(graph, keep)
-        full = {"full width": emission.everything(graph, keep)}
-        forms: dict[str, Emit] = {"as cut": {}}
-        if groups:
-            forms["all adds widened"] = emission.widened(graph, keep, {}, groups)
-        for group in groups if len(groups) > 1 else ():
-            name = f"{group[0]} of {group[1]} widened"
-            forms[name] = emission.widened(graph, keep, {}, [group])
-        forms = _distinct(forms)
-        first = _timed(model, keep, {**full, **forms}, target)
-        best = min(forms, key=lambda name: first[name]["ms"])
-        again = {best: forms[best]}
+        full = Form("full width", (), emission.everything(graph, keep))
+        forms = _distinct(_widened(graph, keep))
+        first = _timed(model, keep, [full, *forms], target)
+        best = min(forms, key=lambda form: first[form.name]["ms"])
+        again = [best]
         # Widths that suit the runtime may only pay where no scatter breaks its layout.
-        for base in dict.fromkeys((best, [*forms][min(1, len(forms) - 1)])):
+        for base in dict.fromkeys((best, forms[min(1, len(forms) - 1)])):
             for multiple in MULTIPLES:
-                emit = emission.rounded(graph, keep, forms[base], blocks, multiple)
-                emit = emission.widened(graph, keep, emit, _groups_of(base, groups))
-                again[f"{base}, widths to {multiple}"] = emit
+                emit = emission.rounded(graph, keep, base.emit, blocks, multiple)
+                emit = emission.widened(graph, keep, emit, base.groups)
+                again.append(Form(f"{base.name}, widths to {multiple}", base.groups, emit))
         again = _distinct(again)
-        second = _timed(model, keep, {**full, **again}, target)
-    fastest = min(again, key=lambda name: second[name]["ms"])
-    if second["full width"]["ms"] < WORTH * second[fastest]["ms"]:
-        fastest = "full width"
+        second = _timed(model, keep, [full, *again], target)
+    fastest = min(again, key=lambda form: second[form.name]["ms"])
+    if second[full.name]["ms"] < WORTH * second[fastest.name]["ms"]:
+        fastest = full
     rows = [{"round": 1, **row} for row in first.values()]
     rows += [{"round": 2, **row} for row in second.values()]
-    return Tuned(target, {**full, **again}[fastest], fastest, rows)
+    return Tuned(target, fastest.emit, fastest.name, rows)
 
 
-def _distinct(forms: Mapping[str, Emit]) -> dict[str, Emit]:
+def _widened(graph: ChannelGraph, keep: Mapping[str, Tensor]) -> Iterator[Form]:
+    """As cut, with all adds widened, and with those of one group."""
+    groups = tuple(emission.groups(graph, keep))
+    yield Form("as cut", (), {})
+    if groups:
+        yield Form("all adds widened", groups, emission.widened(graph, keep, {}, groups))
+    for group in groups if len(groups) > 1 else ():
+        emit = emission.widened(graph, keep, {}, [group])
+        yield Form(f"{group[0]} of {group[1]} widened", (group,), emit)
+
+
+def _distinct(forms: Iterable[Form]) -> list[Form]:
     """Without those that emit what an earlier one does: some channels no convolution writes."""
-    seen: dict[tuple[tuple[str, int], ...], str] = {}
-    for name, emit in forms.items():
-        seen.setdefault(tuple(sorted((n, len(f)) for n, f in emit.items())), name)
-    return {name: forms[name] for name in seen.values()}
-
-
-def _groups_of(form: str, groups: list[emission.Group]) -> list[emission.Group]:
-    if form == "all adds widened":
-        return groups
-    return [group for group in groups if form == f"{group[0]} of {group[1]} widened"]
+    seen: dict[tuple[tuple[str, int], ...], Form] = {}
+    for form in forms:
+        seen.setdefault(tuple(sorted((n, len(f)) for n, f in form.emit.items())), form)
+    return list(seen.values())
 
 
 def _timed(
-    model: nn.Module, keep: Mapping[str, Tensor], forms: Mapping[str, Emit], target: Target
+    model: nn.Module, keep: Mapping[str, Tensor], forms: Iterable[Form], target: Target
 ) -> dict[str, dict[str, Any]]:
     """The forms' times, taken in turn: {form, macs, ms} by name."""
-    networks = {name: compact(model, keep, emit) for name, emit in forms.items()}
+    networks = {form.name: compact(model, keep, form.emit) for form in forms}
     make = RUNTIMES[target.runtime]
     bar = tqdm(networks.values(), f"forms for {target.runtime}", leave=False, disable=None)
     runners = [make(network, target.image, target.threads) for network in bar]

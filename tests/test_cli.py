@@ -146,6 +146,20 @@ def test_tensorboard_has_every_epoch_of_every_column(done: Path) -> None:
         assert [event.step for event in events.Scalars(tag)] == list(range(1, 21))
 
 
+def test_tensorboard_compares_the_runs_of_a_sweep(done: Path) -> None:
+    """In its HParams table: what was asked and what came out, of the run itself."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    events = EventAccumulator(str(done)).Reload()
+    (top1,) = events.Scalars("result/compact_top1")
+    assert top1.value == pytest.approx(report(done)["accuracy"]["compact_last"])
+    data = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    asked = HParamsPluginData.FromString(data).session_start_info.hparams
+    assert asked["rate"].number_value == 0.4
+    assert asked["criterion.name"].string_value == "gm"
+
+
 def test_killed_ten_times_it_ends_with_the_same_numbers(done: Path, tmp_path: Path) -> None:
     directory = tmp_path / "outputs" / done.name
 
@@ -277,6 +291,34 @@ def test_sweep_runs_every_job_in_its_own_directory_and_one_failure_stops_no_othe
         assert not (tmp_path / "outputs" / f"{name}7").exists()
 
 
+def test_interrupted_sweep_lists_what_had_failed_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    words = ("--multirun", "dataset=digits", "epochs=50", "rate=7,0.3")
+    process = start(tmp_path, *words)
+    runs = tmp_path / "outputs"
+    wait_for(lambda: any(runs.glob("*/last.pt")), process)
+    assert list(tmp_path.glob(".fpgm-failures-*"))
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.count("rate=7: must be at least 0 and below 1") == 2
+    assert not list(tmp_path.glob(".fpgm-failures-*"))
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a place nobody may write to")
+def test_failed_jobs_are_reported_where_the_current_directory_cannot_be_written(
+    tmp_path: Path,
+) -> None:
+    words = ("dataset=digits", "epochs=1")
+    status, _, err = run(Path("/proc"), *words, "rate=7", f"hydra.run.dir={tmp_path}/r")
+    assert status == 1
+    assert err.strip() == "rate=7: must be at least 0 and below 1, for example rate=0.4"
+    sweep = ("rate=7,0.3", f"hydra.sweep.dir={tmp_path}")
+    status, _, err = run(Path("/proc"), "--multirun", *words, *sweep)
+    assert status == 1
+    assert err.count("rate=7: must be at least 0 and below 1") == 2
+    assert len([*tmp_path.rglob("report.json")]) == 1  # the other job has run
+
+
 def test_pretrained_run_is_pruned_hard_and_stays_good(done: Path, tmp_path: Path) -> None:
     base = ("dataset=digits", "rate=0", "epochs=8", "hydra.run.dir=base")
     assert run(tmp_path, *base)[0] == 0
@@ -353,6 +395,30 @@ def test_loss_that_is_not_finite_stops_at_that_step_and_keeps_what_was(tmp_path:
     assert "the loss is not finite at epoch 1, step " in err
     assert "optimizer.lr=1e+08" in err
     assert not (tmp_path / "r" / "last.pt").exists()
+
+
+@pytest.mark.parametrize(
+    ("size", "cure"),
+    [(64, "try batch_size=32 in a new directory"), (1, "it needs a GPU with more")],
+)
+def test_full_gpu_memory_gets_a_line_with_the_batch_size_to_try(
+    tmp_path: Path, size: int, cure: str
+) -> None:
+    code = """
+import torch, fpgm.cli
+
+def full(*_):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+torch.nn.functional.cross_entropy = full
+fpgm.cli.main()
+"""
+    words = [*DIGITS, f"batch_size={size}", "hydra.run.dir=r"]
+    out = subprocess.run(
+        [sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert out.returncode == 1
+    assert out.stderr.strip() == f"batch_size={size}: does not fit into the GPU's memory; {cure}"
 
 
 def test_other_configuration_and_other_network_are_refused(done: Path, tmp_path: Path) -> None:

@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from fpgm.cli import CONFIGS, quoted, run_name
+from fpgm.cli import CONFIGS, quoted
 from fpgm.config import Config, differences, flatten
 from fpgm.criteria import CRITERIA
+from fpgm.grid import run_name
 from fpgm.models import MODELS
 from fpgm.typed import ConfigError, suggestion
 
@@ -46,15 +47,6 @@ def test_every_file_in_configs_makes_a_valid_run(word: str) -> None:
     value = getattr(config, group)
     if group != "optimizer":
         assert (value if isinstance(value, str) else value.name) == option
-
-
-@pytest.mark.parametrize("name", options("experiment"))
-def test_every_experiment_makes_a_valid_run_and_opens_with_its_command(name: str) -> None:
-    config = Config.of(compose(f"experiment={name}", "dataset.root=x"))
-    text = (CONFIGS / "experiment" / f"{name}.yaml").read_text()
-    assert f"fpgm-train experiment={name}" in text
-    assert name.endswith(config.arch)
-    assert (config.epochs, config.batch_size, config.optimizer.gamma) == (100, 256, 0.1)
 
 
 def test_every_network_and_criterion_is_offered_on_the_command_line() -> None:

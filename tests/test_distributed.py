@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_cli import report, run, wait_for
 from test_config import compose
+from test_streaming import WORDS as STREAMED
 
 from fpgm import distributed
 from fpgm.checkpoint import read
@@ -92,6 +93,24 @@ def test_two_processes_take_the_step_of_one_with_the_same_batch(tmp_path: Path) 
     assert apart[1] > 5 * apart[0]  # BatchNorm over the whole batch is something else
     for name, kept in jobs[0].pruning.keep.items():
         assert torch.equal(found["keep"][name], kept)
+
+
+def test_a_batch_that_one_process_cannot_read_is_left_out_by_all(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [*STREAMED[:-1], "hydra.run.dir=r", "dataset.on_error=skip"]
+    stream = load_images(Config.of(compose(*STREAMED[:-1], f"dataset.root={images}")))
+    monkeypatch.setattr(stream, "_read", lambda part, batches, ranks: batches)
+    first, second = stream.epoch(8, 0, Ranks(1, 2))  # of the first epoch, what rank 1 reads
+    files = [path for path, _ in stream._loaders["train"].dataset._files]
+    for index, _ in first[1:]:  # one is left, and BatchNorm has no variance of one
+        files[index].write_bytes(b"no image")
+    assert len(second) == 4
+    process = torchrun(tmp_path, 2, *words)
+    out, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, out
+    assert "epoch 1/1" in out
+    assert report(tmp_path / "r")["equivalence"]["agreement"] == 1
 
 
 def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from test_cli import report, run
+from test_cli import numbers, report, run
 
 
 @pytest.mark.parametrize(
@@ -32,3 +32,19 @@ def test_jobs_run_elsewhere_and_their_failures_come_back(
     assert not list(tmp_path.glob(".fpgm-failures-*"))
     status, out, err = run(tmp_path, "--multirun", *[w.replace(",1.5", "") for w in sweep], *words)
     assert status == 0, err
+
+
+def test_a_grid_side_by_side_gives_what_it_gives_in_sequence(tmp_path: Path) -> None:
+    """Baselines first, too. One thread each: sums over another number differ in the last bits."""
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    words = ["experiment=smoke", "seed=0", "epochs=1"]
+    found = []
+    for name, more in (("one", []), ("two", ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"])):
+        where = tmp_path / name
+        where.mkdir()
+        status, _, err = run(where, *words, *more, OMP_NUM_THREADS="1")
+        assert status == 0, err
+        runs = sorted((where / "outputs" / "smoke,epochs=1").glob("*/report.json"))
+        assert len(runs) == 4
+        found.append({path.parent.name: numbers(path.parent) for path in runs})
+    assert found[0] == found[1]

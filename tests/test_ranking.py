@@ -76,8 +76,11 @@ def test_global_selection_keeps_floor_alignment_and_count_for_any_structure(
         assert all(torch.equal(row, rows[0]) for row in rows)
 
 
-@given(seeds, st.floats(0.05, 0.9), aligns, st.sampled_from(RESIDUAL),
-       st.sampled_from(["l2", "gm", "fermat", "bn_gamma"]), st.sampled_from(NORMALISATIONS))  # fmt: skip
+CRITERIA = st.sampled_from(["l2", "gm", "fermat", "bn_gamma"])
+NORMS = st.sampled_from(NORMALISATIONS)
+
+
+@given(seeds, st.floats(0.05, 0.9), aligns, st.sampled_from(RESIDUAL), CRITERIA, NORMS)
 @settings(deadline=None, max_examples=40)
 def test_what_is_zeroed_is_chosen_again_whatever_the_rest_has_learnt(
     seed: int, rate: float, align: int, residual: str, criterion: str, how: str

@@ -70,8 +70,12 @@ def test_history_and_report_are_written_as_promised(tmp_path: Path) -> None:
         assert run.report is None
         run.record(rows[:1])
         run.record(rows)
-        run.finish({"schema": 1, "status": "done"}, "# done\n")
-        assert run.report == {"schema": 1, "status": "done"}
+        result = {
+            "schema": 1, "status": "done", "config": {"epochs": 2},
+            "accuracy": {"compact_last": 90.0}, "compact": {"macs": 1000},
+        }  # fmt: skip
+        run.finish(result, "# done\n")
+        assert run.report == result
     with (tmp_path / "history.csv").open() as file:
         assert list(csv.DictReader(file)) == [{k: str(v) for k, v in row.items()} for row in rows]
     assert json.loads((tmp_path / "report.json").read_text())["status"] == "done"

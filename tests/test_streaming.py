@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from test_cli import report, run
 
 from fpgm import models
@@ -16,7 +14,7 @@ from fpgm.checkpoint import CheckpointError
 from fpgm.config import Dataset
 from fpgm.data import load
 from fpgm.distributed import Ranks
-from fpgm.image_folder import DataError
+from fpgm.image_folder import DataError, open_image
 from fpgm.job import load_pretrained
 
 CPU = torch.device("cpu")
@@ -27,23 +25,6 @@ WORDS = ("dataset=imagenet", "dataset.root=images", "dataset.image_size=64", "da
 def dataset(root: Path, workers: int = 0, on_error: str = "stop") -> Dataset:
     own = {"workers": workers, "on_error": on_error}
     return Dataset(name="imagenet", root=str(root), image_size=32, pad=0, flip=True, **own)
-
-
-@pytest.fixture
-def images(tmp_path: Path) -> Path:
-    """Two classes in ILSVRC's layout, photographs of many sizes, one of them grey."""
-    random = np.random.default_rng(0)
-    for part, count in (("train", 9), ("val", 3)):
-        for name in ("n01440764", "n01443537"):
-            folder = tmp_path / "images" / part / name
-            folder.mkdir(parents=True)
-            for i in range(count):
-                shape = (int(random.integers(40, 90)), int(random.integers(40, 90)), 3)[
-                    : 2 + (i > 0)
-                ]
-                pixels = random.integers(0, 256, shape, dtype=np.uint8)
-                Image.fromarray(pixels).save(folder / f"{name}_{i}.JPEG")
-    return tmp_path / "images"
 
 
 def test_imagenet_is_trained_pruned_and_reported(images: Path, tmp_path: Path) -> None:
@@ -68,6 +49,15 @@ def test_an_epoch_follows_from_its_seed_whoever_decodes(images: Path) -> None:
             assert torch.equal(b, d)
     different = next(iter(load(dataset(images), CPU).epoch(8, seed=6)))
     assert not torch.equal(different[0], passes[0][0][0])
+
+
+def test_an_image_s_seed_is_torch_s_and_leaves_no_trace(images: Path) -> None:
+    files = load(dataset(images), CPU)._loaders["train"].dataset
+    before = torch.get_rng_state()
+    found, _ = files[3, 7]
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(7)
+    assert torch.equal(found, files._transform(open_image(files._files[3][0])))
 
 
 def test_ranks_read_one_batch_between_them(images: Path) -> None:

@@ -11,7 +11,7 @@ from test_config import compose
 from torch import nn
 
 import fpgm
-from fpgm import narrow
+from fpgm import compact_training
 from fpgm import train as training
 from fpgm.config import Config
 from fpgm.coupling import couple
@@ -31,17 +31,17 @@ def job(directory: Path, train_compact: bool, *words: str) -> Job:
 
 @pytest.fixture
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Train the narrow network however little it saves."""
-    monkeypatch.setattr(narrow, "WORTH", 1.0)
-    monkeypatch.setattr(narrow, "MULTIPLE", 1)
+    """Train the compact network however little it saves."""
+    monkeypatch.setattr(compact_training, "WORTH", 1.0)
+    monkeypatch.setattr(compact_training, "MULTIPLE", 1)
 
 
-def try_narrow(model: nn.Module, rate: float, align: int = 1, residual: str = "inner"):
+def try_compacted(model: nn.Module, rate: float, align: int = 1, residual: str = "inner"):
     blocks = couple(trace(model), residual).blocks
     keep = fpgm.select(model, "gm", rate, align=align, blocks=blocks)
     fpgm.zero_(model, keep)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    return narrow.narrowed(model, optimizer, keep, blocks, (3, 32, 32))
+    return compact_training.compacted(model, optimizer, keep, blocks, (3, 32, 32))
 
 
 def in_float64(job: Job) -> None:
@@ -64,7 +64,7 @@ def in_float64(job: Job) -> None:
     ],
     ids=lambda words: " ".join(words),
 )
-def test_narrow_and_full_width_training_lead_to_the_same_weights(
+def test_compact_and_full_width_training_lead_to_the_same_weights(
     words: list[str], tmp_path: Path, always: None
 ) -> None:
     jobs = [job(tmp_path, compact, *words, "epochs=2") for compact in (True, False)]
@@ -73,8 +73,8 @@ def test_narrow_and_full_width_training_lead_to_the_same_weights(
         in_float64(one)
         resume(one, None)
         rows.append([one_epoch(one, epoch) for epoch in range(2)])
-    assert jobs[0].narrow is not None
-    assert jobs[1].narrow is None
+    assert jobs[0].compacted is not None
+    assert jobs[1].compacted is None
     ours, theirs = (one.model.state_dict() for one in jobs)
     for name, value in theirs.items():
         assert (ours[name] - value).abs().max() <= 1e-4 * max(1, value.abs().max()), name
@@ -90,13 +90,13 @@ def test_narrow_and_full_width_training_lead_to_the_same_weights(
             assert a[key] == b[key], key
 
 
-def test_narrow_network_is_smaller_and_left_alone_where_it_would_save_nothing() -> None:
+def test_compact_network_is_smaller_and_left_alone_where_it_would_save_nothing() -> None:
     model = fpgm.model("resnet20")
-    found = try_narrow(model, 0.5, align=16, residual="shared")
+    found = try_compacted(model, 0.5, align=16, residual="shared")
     assert found is not None
     macs = [fpgm.cost(network, (3, 32, 32)).macs for network in (found.network, model)]
     assert macs[0] < 0.6 * macs[1]
-    assert try_narrow(fpgm.model("resnet20"), 0.3) is None  # 11 of 16 are 16 again
+    assert try_compacted(fpgm.model("resnet20"), 0.3) is None  # 11 of 16 are 16 again
 
 
 class NoNorm(nn.Module):
@@ -135,8 +135,8 @@ def shifted() -> nn.Module:
 def test_where_a_pruned_filter_goes_on_learning_the_full_width_is_trained(
     network, always: None
 ) -> None:
-    assert try_narrow(network(), 0.5) is None
-    assert try_narrow(fpgm.model("vgg16"), 0.5) is not None
+    assert try_compacted(network(), 0.5) is None
+    assert try_compacted(fpgm.model("vgg16"), 0.5) is not None
 
 
 def test_pretrained_networks_are_trained_at_full_width(tmp_path: Path, always: None) -> None:
@@ -147,7 +147,7 @@ def test_pretrained_networks_are_trained_at_full_width(tmp_path: Path, always: N
     torch.save(model.state_dict(), tmp_path / "w.pt")
     one = job(tmp_path, True, "arch=resnet20", f"pretrained={tmp_path}/w.pt")
     resume(one, None)
-    assert one.narrow is None
+    assert one.compacted is None
 
 
 def test_a_selection_that_changes_is_followed(
@@ -155,9 +155,9 @@ def test_a_selection_that_changes_is_followed(
 ) -> None:
     one = job(tmp_path, True, "arch=resnet20", "epochs=2", "rate=0.4")
     resume(one, None)
-    first = one.narrow
+    first = one.compacted
     training.one_epoch(one, 0)
-    assert one.narrow is first  # frozen: built once
+    assert one.compacted is first  # frozen: built once
     name = "layer1.0.conv1"
     swapped = dict(one.pruning.keep)
     pruned = sorted(set(range(16)) - set(swapped[name].tolist()))
@@ -165,4 +165,4 @@ def test_a_selection_that_changes_is_followed(
     monkeypatch.setattr(one.pruning, "selection", lambda rate, align: swapped)
     row = training.one_epoch(one, 1)
     assert row["churn"] > 0
-    assert one.narrow is not first
+    assert one.compacted is not first

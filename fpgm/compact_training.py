@@ -25,7 +25,7 @@ from fpgm.coupling import Block
 from fpgm.graph import ChannelGraph, trace
 from fpgm.rewriting import Rewriter
 
-Place = tuple[Tensor, ...] | EllipsisType  # of the narrow parameter's entries in the full one
+Place = tuple[Tensor, ...] | EllipsisType  # of the compact parameter's entries in the full one
 
 MULTIPLE = 8  # of channels: others take longer than they save
 WORTH = 0.75  # of the MACs: above it, time is not saved either (docs/performance.md)
@@ -33,7 +33,7 @@ WORTH = 0.75  # of the MACs: above it, time is not saved either (docs/performanc
 _RELUS = {F.relu, F.relu_, torch.relu, torch.relu_, F.relu6, "relu", "relu_"}
 
 
-class Narrow:
+class Compacted:
     """network: the compact network that is trained in place of `model`; optimizer: over its
     parameters; rows: convolution -> the filters of the full one that it has."""
 
@@ -63,14 +63,14 @@ class Narrow:
     def write_back(self, steps: int) -> None:
         """Bring the full-width network and its optimizer to where `steps` steps have led."""
         (keeps, drifts), (gains, lasts) = _decay(self.optimizer.param_groups[0], steps).tolist()
-        narrow = dict(self.network.named_parameters())
+        trained = dict(self.network.named_parameters())
         for name, full in self._model.named_parameters():
             place, state = self._places[name], self._full.state[full]
             before = state.get("momentum_buffer", torch.zeros_like(full))
             value = keeps * full + drifts * before
             momentum = gains * full + lasts * before
-            value[place] = narrow[name]
-            own = self.optimizer.state[narrow[name]].get("momentum_buffer")
+            value[place] = trained[name]
+            own = self.optimizer.state[trained[name]].get("momentum_buffer")
             if own is not None:
                 momentum[place] = own
                 state["momentum_buffer"] = momentum
@@ -85,14 +85,14 @@ class Narrow:
                 module.num_batches_tracked = buffers[f"{name}.num_batches_tracked"].clone()
 
 
-def narrowed(
+def compacted(
     model: nn.Module,
     optimizer: torch.optim.SGD,
     keep: Mapping[str, Tensor],
     blocks: Iterable[Block],
     image: tuple[int, int, int],
-) -> Narrow | None:
-    """The narrow network of a model whose filters outside `keep` are zero and stay so.
+) -> Compacted | None:
+    """The compact network of a model whose filters outside `keep` are zero and stay so.
 
     None where training it would not take exactly the same steps, or hardly less time. blocks: what
     was selected together; image: (C, H, W), to count MACs.
@@ -119,7 +119,7 @@ def narrowed(
         return None
     places: dict[str, Place] = dict.fromkeys(model.state_dict(), ...)
     places.update(_places(graph, rewriter))
-    return Narrow(model, optimizer, network, places)
+    return Compacted(model, optimizer, network, places)
 
 
 def _decay(group: Mapping[str, float], steps: int) -> np.ndarray:

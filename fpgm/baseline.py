@@ -1,0 +1,50 @@
+"""The unpruned run that a pruned one starts from, found beside it. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from fpgm.config import flatten
+from fpgm.run import RunError, read_config
+
+# What a baseline need not share with the run that starts from it.
+_OF_PRUNING = (
+    "criterion", "schedule", "optimizer", "pretrained", "rate", "macs_target", "residual", "align",
+    "scope", "tune", "target", "target_batch",
+)  # fmt: skip
+
+
+def find_baseline(directory: Path, config: Mapping[str, Any], words: Iterable[str]) -> Path:
+    """The finished baseline of the same data set, network and seed that lies beside `directory`.
+
+    words: the command line, for the command that would make one. Of several, the one that was
+    trained for as many epochs. Raises RunError where there is none.
+    """
+    found = []
+    for other in sorted(path.parent for path in directory.parent.glob("*/report.json")):
+        theirs = read_config(other)
+        scratch = theirs["rate"] == 0 and not theirs["macs_target"] and not theirs["pretrained"]
+        if scratch and _identity(theirs) == _identity(config):
+            found.append((theirs["epochs"] == config["epochs"], other))
+    if found:
+        return max(found, key=lambda pair: pair[0])[1]
+    kept = [w for w in words if w.partition("=")[0].split(".")[0].lstrip("+") not in _OF_PRUNING]
+    kept.sort(key=lambda word: not word.startswith("experiment="))
+    raise RunError(
+        f"pretrained=baseline: no finished run at rate=0 of arch={config['arch']} "
+        f"seed={config['seed']} in {directory.parent}; make it with: "
+        f"fpgm-train {' '.join([*kept, 'rate=0'])}"
+    )
+
+
+def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a baseline and the runs that start from it have in common."""
+    keys = ("dataset.", "arch", "seed")
+    # workers and on_error: how images are read, not which.
+    return {
+        key: value
+        for key, value in flatten(config).items()
+        if key.startswith(keys) and key not in ("dataset.workers", "dataset.on_error")
+    }

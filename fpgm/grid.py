@@ -1,0 +1,157 @@
+"""A grid of runs: which ones an experiment has, which of them a command line means, where they lie.
+
+An experiment file lists rows, `{key: value or list of values}`; a row stands for all combinations
+of its values. Words on the command line whose key some row has choose among the runs; all others
+(and `seed`, which the rows leave open) hold for every run. No torch, no hydra.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fpgm.atomic import write_text
+
+Words = list[str]
+FILE = "grid.json"
+BASELINE = "pretrained=baseline"
+
+
+class GridError(ValueError):
+    """Words that no run of a grid has."""
+
+
+def run_name(words: Iterable[str]) -> str:
+    """A readable, stable name for the words of a command line: criterion=gm,rate=0.4.
+
+    Paths are shortened to their last part, and what is left that a file system minds becomes _.
+    """
+    parts = []
+    for word in words:
+        key, _, value = word.partition("=")
+        value = value.strip("'\"")
+        if "/" in value:
+            path = Path(value)  # a checkpoint says little without its run
+            value = f"{path.parent.name}_{path.name}" if path.suffix == ".pt" else path.name
+        parts.append(re.sub(r"[^\w.,=+\-\[\]]", "_", f"{key.lstrip('+')}={value}"))
+    name = ",".join(sorted(parts)) or "default"
+    # File systems end at 255 bytes.
+    return name if len(name) <= 200 else f"{name[:190]},{zlib.crc32(name.encode()):08x}"
+
+
+def place(words: Sequence[str], rows: Sequence[Mapping[str, Any]] | None) -> tuple[str, str]:
+    """Where a run of a sweep lies: the sweep's directory below outputs/, and its own in that.
+
+    The runs of a grid lie together, each named by what tells it from the others; what was said of
+    all of them names the grid: quick,epochs=3/criterion=gm,rate=0.4,seed=0.
+    """
+    if not rows:
+        return "", run_name(words)
+    own = {"seed", *(key for row in rows for key in row)}
+    name = next(word.partition("=")[2] for word in words if word.startswith("experiment="))
+    rest = [w for w in words if _key(w) not in own and not w.startswith("experiment=")]
+    return (
+        f"{name},{run_name(rest)}" if rest else name,
+        run_name(word for word in words if _key(word) in own),
+    )
+
+
+def runs(rows: Sequence[Mapping[str, Any]]) -> list[Words]:
+    """All runs of the rows, each once, as words."""
+    found: dict[tuple[str, ...], None] = {}
+    for row in rows:
+        values = [v if isinstance(v, list) else [v] for v in row.values()]
+        for combination in itertools.product(*values):
+            pairs = zip(row, combination, strict=True)
+            found[tuple(f"{key}={_word(value)}" for key, value in pairs)] = None
+    return [list(words) for words in found]
+
+
+def chosen(rows: Sequence[Mapping[str, Any]], asked: Sequence[str]) -> list[Words]:
+    """The runs that `asked` (one value a key) means, with the words that hold for all of them.
+
+    KEY=null means those that leave a key open. Raises GridError where there is none.
+    """
+    keys = {key for row in rows for key in row}
+    wanted = [word for word in asked if _key(word) in keys]
+    rest = [word for word in asked if _key(word) not in keys]
+    everything = runs(rows)
+    for word in wanted:
+        values = {
+            w.partition("=")[2]: None for run in everything for w in run if _same_key(w, word)
+        }
+        if not any(_says(run, word) for run in everything):
+            raise GridError(f"{word}: not in this grid, choose one of {', '.join(values)}")
+    found = [run for run in everything if all(_says(run, word) for word in wanted)]
+    if not found:
+        raise GridError(f"{' '.join(wanted)}: no run of this grid has these together")
+    return [[*run, *rest] for run in found]
+
+
+def everything(rows: Sequence[Mapping[str, Any]], asked: Sequence[str]) -> list[Words]:
+    """All runs of the grid that `asked` means a part of."""
+    keys = {key for row in rows for key in row}
+    return chosen(rows, [word for word in asked if _key(word) not in keys])
+
+
+def waves(jobs: Iterable[Words]) -> list[list[Words]]:
+    """In two waves where some start from a baseline that another makes."""
+    jobs = [list(words) for words in dict.fromkeys(map(tuple, jobs))]
+    parts = [[w for w in jobs if (BASELINE in w) == later] for later in (False, True)]
+    return [part for part in parts if part]
+
+
+def command(job: Sequence[str], jobs: Iterable[Sequence[str]]) -> str:
+    """The command line that makes this one of a grid's jobs, and no other."""
+    more = {_key(word) for other in jobs if set(job) < set(other) for word in set(other) - set(job)}
+    return " ".join(["fpgm-train", *sorted(job, key=_place_of), *(f"{key}=null" for key in more)])
+
+
+def remember(directory: Path, jobs: Mapping[str, Words]) -> None:
+    """Write into a grid's directory which runs it is to have, run directory -> words; those
+    asked for before stay. Raises OSError."""
+    everything = {**remembered(directory), **jobs}
+    directory.mkdir(parents=True, exist_ok=True)
+    write_text(directory / FILE, json.dumps(everything, indent=1) + "\n")
+
+
+def remembered(directory: Path) -> dict[str, Words]:
+    """What `remember` wrote, nothing where it did not."""
+    path = directory / FILE
+    return dict(json.loads(path.read_text())) if path.exists() else {}
+
+
+def _key(word: str) -> str:
+    return word.partition("=")[0].lstrip("+")
+
+
+def _place_of(word: str) -> bool:
+    """The experiment comes first on a command line."""
+    return not word.startswith("experiment=")
+
+
+def _same_key(a: str, b: str) -> bool:
+    return _key(a) == _key(b)
+
+
+def _says(run: Sequence[str], word: str) -> bool:
+    """Whether a run's words say what `word` does: rate=0.30 is rate=0.3."""
+    own = [_value(w) for w in run if _same_key(w, word)] or [None]
+    wanted = _value(word)
+    return bool(own[0] == wanted) and isinstance(own[0], bool) == isinstance(wanted, bool)
+
+
+def _value(word: str) -> Any:
+    return yaml.safe_load(word.partition("=")[2])
+
+
+def _word(value: Any) -> str:
+    """A YAML value as it is written on the command line."""
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)

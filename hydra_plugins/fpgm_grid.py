@@ -1,0 +1,56 @@
+"""Hydra's sweeper, with the rows of an experiment (fpgm.grid) in place of one product of lists."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import ListConfig, OmegaConf
+
+from fpgm import grid
+
+
+class Grid(BasicSweeper):
+    """params: words that the command line may replace, `{seed: "0,1,2"}`; rows: see fpgm.grid."""
+
+    def __init__(self, params: dict[str, str] | None = None, rows: Any = None) -> None:
+        super().__init__(max_batch_size=None, params=params)
+        self.rows = OmegaConf.to_container(rows) if isinstance(rows, ListConfig) else rows
+
+    def sweep(self, arguments: list[str]) -> Any:
+        assert self.config is not None
+        assert self.launcher is not None
+        assert self.hydra_context is not None
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        words = parser.parse_overrides([*self._parse_config(), *arguments])
+        (combinations,) = self.split_arguments(words, None)
+        jobs = combinations
+        if self.rows:
+            jobs = [job for asked in combinations for job in grid.chosen(self.rows, asked)]
+            self._remember(combinations)
+        waves = grid.waves(jobs)
+        for wave in waves:
+            self.validate_batch_is_legal(wave)
+        # The launcher makes this directory before those of the jobs: never one of another grid.
+        self.config.hydra.sweep.dir = self._directory(jobs[0])
+        count = 0
+        for wave in waves:
+            for result in self.launcher.launch(wave, initial_job_idx=count):
+                _ = result.return_value  # raises what the job has raised
+            count += len(wave)
+
+    def _directory(self, job: Sequence[str]) -> str:
+        """Where the grid of a job lies."""
+        assert self.hydra_context is not None
+        loader = self.hydra_context.config_loader
+        return str(loader.load_sweep_config(self.config, list(job)).hydra.sweep.dir)
+
+    def _remember(self, combinations: Sequence[Sequence[str]]) -> None:
+        """Note all runs of the grid, those not asked for now too: a report names the missing."""
+        for asked in combinations:
+            jobs = grid.everything(self.rows, asked)
+            directory = Path(self._directory(jobs[0]))
+            grid.remember(directory, {grid.place(job, self.rows)[1]: job for job in jobs})

@@ -1,0 +1,48 @@
+"""compile=true: the same training, and nothing compiled again once every shape has been seen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from test_compact_training import in_float64
+from test_compact_training import job as prepared
+from torch._dynamo.utils import counters
+
+from fpgm.train import one_epoch, resume
+
+WORDS = ("epochs=3", "batch_size=500", "rate=0.5", "residual=shared", "align=8")
+
+
+def compiled_graphs() -> int:
+    return counters["stats"]["unique_graphs"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compact", [True, False], ids=["compact", "full width"])
+def test_compiled_training_is_the_same_and_compiles_in_the_first_epoch_alone(
+    tmp_path: Path, compact: bool
+) -> None:
+    rows, graphs = {}, []
+    for compiled in ("false", "true"):
+        torch._dynamo.reset()
+        counters.clear()
+        # In float64, that rounding is not amplified into another history.
+        job = prepared(tmp_path, compact, *WORDS, f"compile={compiled}")
+        in_float64(job)
+        resume(job, None)
+        assert (job.compacted is not None) == compact
+        rows[compiled] = []
+        for epoch in range(3):
+            rows[compiled].append(one_epoch(job, epoch))
+            graphs.append(compiled_graphs())
+    # Batches of 500 and the last one of 437; neither further epochs nor evaluations add any.
+    assert graphs == [0, 0, 0, 2, 2, 2]
+    assert not counters["graph_break"]
+    for ours, theirs in zip(rows["true"], rows["false"], strict=True):
+        assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-3)
+        for key in ("accuracy_before", "accuracy_after"):
+            assert ours[key] == pytest.approx(theirs[key], abs=100 / 360)  # one image
+        for key in ("churn", "revived", "dead", "pruned"):
+            assert ours[key] == theirs[key], key

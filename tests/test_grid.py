@@ -1,0 +1,214 @@
+"""A sweep that was asked for is the sweep that runs, in places of its own, again and again."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from test_cli import report, run
+from test_config import CONFIGS, compose
+
+from fpgm import grid
+from fpgm.config import Config
+
+ROWS = [
+    {"arch": ["a", "b"], "rate": 0},
+    {"arch": "a", "criterion": ["gm", "l2"], "rate": [0.3, 0.4]},
+    {"arch": "a", "criterion": "gm", "rate": 0.4, "pretrained": "baseline"},
+]
+# No null: that is what a row says of the keys that it does not have.
+values = st.sampled_from(["gm", "l2", True, False, 0, 1, 2, 0.25, 0.4, 1e-5])
+rows = st.lists(
+    st.dictionaries(
+        st.sampled_from(["arch", "criterion", "rate", "seed"]),
+        st.one_of(values, st.lists(values, min_size=1, max_size=3)),
+        min_size=1,
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+def test_rows_are_the_products_of_their_values_and_no_others() -> None:
+    assert grid.runs(ROWS) == [
+        ["arch=a", "rate=0"],
+        ["arch=b", "rate=0"],
+        *(["arch=a", f"criterion={c}", f"rate={r}"] for c in ("gm", "l2") for r in (0.3, 0.4)),
+        ["arch=a", "criterion=gm", "rate=0.4", "pretrained=baseline"],
+    ]
+
+
+def test_words_of_a_row_choose_a_part_and_all_others_hold_for_every_run() -> None:
+    assert grid.chosen(ROWS, ["arch=b", "epochs=3"]) == [["arch=b", "rate=0", "epochs=3"]]
+    assert len(grid.chosen(ROWS, ["criterion=gm"])) == 3
+    assert len(grid.chosen(ROWS, ["rate=0.40"])) == 3
+    assert len(grid.chosen(ROWS, ["rate=0.4", "pretrained=null"])) == 2
+
+
+def test_words_that_no_run_has_are_named_with_what_there_is() -> None:
+    with pytest.raises(grid.GridError, match=r"arch=c: not in this grid, choose one of a, b$"):
+        grid.chosen(ROWS, ["arch=c"])
+    with pytest.raises(grid.GridError, match=r"arch=b rate=0.3: no run .* these together"):
+        grid.chosen(ROWS, ["arch=b", "rate=0.3"])
+
+
+@settings(deadline=None)
+@given(rows, st.sampled_from([[], ["epochs=3"], ["dataset=digits", "+x=a/b"]]))
+def test_no_two_runs_of_a_grid_share_a_directory(table: list[dict], more: list[str]) -> None:
+    jobs = [[*job, "experiment=e", *more] for job in grid.runs(table)]
+    places = [grid.place(job, table) for job in jobs]
+    assert len(set(places)) == len(jobs)
+    assert len({directory for directory, _ in places}) == 1  # and all lie in the grid's
+
+
+@settings(deadline=None)
+@given(rows)
+def test_the_command_for_a_missing_run_makes_that_run_and_no_other(table: list[dict]) -> None:
+    jobs = [[*job, "experiment=e"] for job in grid.runs(table)]
+    for job in jobs:
+        _, first, *words = grid.command(job, jobs).split(" ")
+        assert first == "experiment=e"
+        assert grid.chosen(table, words) == [job[:-1]]
+
+
+def test_runs_that_start_from_a_baseline_wait_for_it() -> None:
+    first, second = grid.waves(grid.runs(ROWS))
+    assert len(first) == 6
+    assert [["pretrained=baseline" in job for job in wave] for wave in (first, second)] == [
+        [False] * 6,
+        [True],
+    ]
+
+
+def test_what_was_asked_for_before_stays_known(tmp_path: Path) -> None:
+    grid.remember(tmp_path / "g", {"seed=0": ["seed=0"]})
+    grid.remember(tmp_path / "g", {"seed=1": ["seed=1"]})
+    assert grid.remembered(tmp_path / "g") == {"seed=0": ["seed=0"], "seed=1": ["seed=1"]}
+    assert grid.remembered(tmp_path) == {}
+
+
+EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
+
+
+def jobs_of(experiment: str) -> list[list[str]]:
+    content = yaml.safe_load((CONFIGS / "experiment" / f"{experiment}.yaml").read_text())
+    sweeper = content.get("hydra", {}).get("sweeper", {"rows": [{}]})
+    return grid.runs(sweeper["rows"])
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_run_of_every_experiment_is_a_valid_configuration(experiment: str) -> None:
+    root = ["dataset.root=DIR"] if "imagenet" in experiment or "table2" in experiment else []
+    for job in jobs_of(experiment):
+        Config.of(compose(f"experiment={experiment}", *job, *root))
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_opens_with_its_command_and_its_cost(experiment: str) -> None:
+    text = (CONFIGS / "experiment" / f"{experiment}.yaml").read_text()
+    assert f"#   fpgm-train experiment={experiment}" in text
+    seeds = re.search(r'seed: "([\d,]+)"', text)
+    count = len(jobs_of(experiment)) * (len(seeds[1].split(",")) if seeds else 1)
+    assert re.search(rf"(?m)^# Cost: {count} runs?, .* hours|minutes on a GPU$", text)
+
+
+@pytest.mark.parametrize("arch", [18, 34, 50, 101])
+def test_imagenet_recipes_are_the_papers(arch: int) -> None:
+    config = Config.of(compose(f"experiment=imagenet_resnet{arch}", "dataset.root=DIR"))
+    assert (config.arch, config.epochs, config.batch_size) == (f"resnet{arch}", 100, 256)
+    assert (config.optimizer.gamma, config.optimizer.weight_decay) == (0.1, 1e-4)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two steps' worth."""
+    root = tmp_path_factory.mktemp("images")
+    generator = np.random.default_rng(0)
+    for part, count in (("train", 2), ("val", 1)):
+        for kind in ("a", "b"):
+            (root / part / kind).mkdir(parents=True)
+            for i in range(count):
+                pixels = generator.integers(0, 256, (40, 40, 3), np.uint8)
+                Image.fromarray(pixels).save(root / part / kind / f"{i}.png")
+    return root
+
+
+def two_steps(tmp_path: Path, images: Path, experiment: str, job: list[str]) -> None:
+    words = [*job, f"dataset.root={images}", "dataset.image_size=32", "batch_size=2", "epochs=1"]
+    dataset = [] if any("imagenet" in w for w in (experiment, *job)) else ["dataset=image_folder"]
+    seed = ["seed=0"] if experiment not in ALONE else []
+    status, out, err = run(tmp_path, f"experiment={experiment}", *dataset, *words, *seed)
+    assert status == 0, err
+    assert "epoch 1/1" in out
+
+
+ALONE = [name for name in EXPERIMENTS if name.startswith("imagenet")]
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_runs(experiment: str, images: Path, tmp_path: Path) -> None:
+    """One run of each, two steps; the last that starts from nothing."""
+    jobs = [job for job in jobs_of(experiment) if not any("pretrained" in w for w in job)]
+    two_steps(tmp_path, images, experiment, jobs[-1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("experiment", "job"), [(name, job) for name in EXPERIMENTS for job in jobs_of(name)]
+)
+def test_every_run_of_every_experiment_runs(
+    experiment: str, job: list[str], images: Path, tmp_path: Path
+) -> None:
+    if any(word.startswith("pretrained=") for word in job):
+        pytest.skip("needs another run, or a download")
+    two_steps(tmp_path, images, experiment, job)
+
+
+def test_every_row_that_the_paper_has_is_in_its_grid() -> None:
+    """Counted in the paper: table 1 without the two cells that its authors call mistakes."""
+    table1 = [set(job) for job in jobs_of("fpgm_table1")]
+    assert sum("rate=0" in job for job in table1) == 4
+    assert sum("schedule=soft" in job for job in table1) == 4
+    assert sum("pretrained=baseline" in job for job in table1) == 3
+    assert len(table1) == 19
+    assert {"arch=resnet20", "criterion=mix", "rate=0.4"} not in table1
+
+
+def test_a_grid_skips_what_is_done_makes_what_is_missing_and_finds_its_baselines(
+    tmp_path: Path,
+) -> None:
+    few = ("experiment=smoke", "epochs=1", "seed=0")
+    status, out, err = run(tmp_path, *few, "rate=0.4", "criterion=gm")
+    assert status == 1  # there is no baseline yet
+    (line,) = {line for line in err.splitlines() if line.startswith("pretrained=baseline")}
+    assert line.endswith("make it with: fpgm-train experiment=smoke seed=0 epochs=1 rate=0")
+    status, out, err = run(tmp_path, *few)
+    assert status == 0, err
+    place = tmp_path / "outputs" / "smoke,epochs=1"
+    assert "criterion=gm,rate=0.4,seed=0 is done already: " in out
+    names = {path.name for path in place.iterdir() if path.is_dir()}
+    tuned = "criterion=gm,optimizer=finetune,pretrained=baseline,rate=0.4,seed=0"
+    assert names == {
+        "rate=0,seed=0", "criterion=gm,rate=0.4,seed=0", "criterion=random,rate=0.4,seed=0", tuned,
+    }  # fmt: skip
+    assert report(place / tuned)["config"]["pretrained"] == str(
+        Path("outputs/smoke,epochs=1/rate=0,seed=0")
+    )
+    assert set(grid.remembered(place)) == names
+
+
+def test_a_failed_run_of_a_grid_keeps_its_error_in_its_own_log(tmp_path: Path) -> None:
+    words = ("experiment=smoke", "seed=0", "rate=0", "epochs=1", "dataset=image_folder",
+             "dataset.root=nowhere")  # fmt: skip
+    status, _, err = run(tmp_path, *words)
+    assert status == 1
+    (log,) = (tmp_path / "outputs").glob("smoke,*/rate=0,seed=0/train.log")
+    (line,) = log.read_text().splitlines()
+    assert "ERROR dataset.root=nowhere: no such directory" in line
+    assert err.count("nowhere") >= 2  # at once, and in the summary

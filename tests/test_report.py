@@ -1,0 +1,314 @@
+"""A table that can be believed: every figure is a run's, every run is accounted for."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import sysconfig
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from test_config import compose
+
+from fpgm import grid, page, paper
+from fpgm.cells import Spread, cells
+from fpgm.collect import ReportError, collect
+from fpgm.config import Config
+from fpgm.report import main, report
+from fpgm.report_plots import pareto
+
+COMMAND = str(Path(sysconfig.get_path("scripts")) / "fpgm-report")
+
+
+def a_run(where: Path, *words: str, top1: float = 91.0, epochs: int = 2, done: bool = True) -> Path:
+    """A run directory as fpgm-train leaves it, with these figures."""
+    where.mkdir(parents=True)
+    config = Config.of(compose(*words)).as_dict()
+    (where / "config.yaml").write_text(yaml.safe_dump(config))
+    row = {"lr": 0.1, "train_loss": 1.0, "accuracy_before": top1, "churn": 0.1, "revived": 3,
+           "accuracy_after": top1, "pruned": 264, "dead": 5, "seconds": 1.0}  # fmt: skip
+    with (where / "history.csv").open("w") as file:
+        writer = csv.DictWriter(file, ["epoch", *row])
+        writer.writeheader()
+        writer.writerows({"epoch": epoch + 1, **row} for epoch in range(epochs))
+    macs = 40_551_040 if config["rate"] == 0 else 18_488_502
+    content = {
+        "schema": 1,
+        "config": config,
+        "accuracy": {"compact_last": top1, "best": {"zeroed": top1 + 0.5}},
+        "compact": {"macs": macs, "params": 124_079},
+        "reduction": {"macs": 100 * (1 - macs / 40_551_040)},
+        "equivalence": {"agreement": 1.0, "max_abs_diff": 1e-6},
+        "layers": [{"name": f"conv{i}", "filters": 16, "kept": 10} for i in range(19)],
+    }
+    if done:
+        (where / "report.json").write_text(json.dumps(content))
+    return where
+
+
+def seeds(where: Path, *words: str, top1: tuple[float, ...] = (90.2, 90.5, 90.8)) -> None:
+    for seed, value in enumerate(top1):
+        a_run(where / f"{grid.run_name(words)},seed={seed}", *words, f"seed={seed}", top1=value)
+
+
+def summary(where: Path) -> list[dict[str, str]]:
+    with (where / "summary.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_cell_is_mean_and_sample_deviation_beside_the_papers_figure(tmp_path: Path) -> None:
+    seeds(tmp_path, "arch=resnet20", "rate=0.4")
+    text = report([tmp_path], tmp_path)
+    (row,) = summary(tmp_path)
+    assert float(row["top1_mean"]) == statistics.fmean([90.2, 90.5, 90.8])
+    assert float(row["top1_std"]) == statistics.stdev([90.2, 90.5, 90.8])
+    assert (row["paper_top1"], row["paper_std"]) == ("90.44", "0.2")
+    assert row["verdict"] == "within both spreads"
+    assert "90.50 ± 0.30" in text
+    assert "+0.06" in text
+    assert "90.44 ± 0.20" in text
+    assert "0,1,2" in text
+
+
+@given(st.lists(st.floats(0, 100), min_size=2, max_size=9))
+def test_spread_is_of_a_sample(values: list[float]) -> None:
+    spread = Spread.of(values)
+    mean = math.fsum(values) / len(values)
+    deviation = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1))
+    assert spread.std == pytest.approx(deviation, abs=1e-6)
+
+
+def test_far_from_the_paper_is_said(tmp_path: Path) -> None:
+    seeds(tmp_path, "arch=resnet20", "rate=0.4", top1=(80.0, 80.1, 80.2))
+    report([tmp_path], tmp_path)
+    assert summary(tmp_path)[0]["verdict"] == "outside both spreads"
+
+
+@pytest.mark.parametrize(
+    ("words", "verdict"),
+    [
+        (("rate=0.4", "epochs=12"), "not comparable: 12 epochs, 200 there"),
+        (("rate=0.4", "criterion=mix"), "not to be trusted: authors: log is not correct"),
+        (("rate=0.4", "residual=shared"), ""),
+        (("rate=0.4", "criterion=gm", "criterion.distance=l1"), ""),
+        (("rate=0.4", "dataset=digits"), ""),
+        (("rate=0.37",), ""),
+    ],
+)
+def test_only_what_the_paper_did_is_held_against_it(
+    words: tuple[str, ...], verdict: str, tmp_path: Path
+) -> None:
+    seeds(tmp_path, *words)
+    report([tmp_path], tmp_path)
+    assert summary(tmp_path)[0]["verdict"] == verdict
+
+
+def test_every_cell_of_table_1_that_is_ok_is_met_by_its_run(tmp_path: Path) -> None:
+    rows = [p for p in paper.published() if p.dataset == "cifar10" and p.trust == "ok"]
+    own = [p for p in rows if p.method in ("SFP", "FPGM-only", "FPGM-mix", "baseline")]
+    assert len(own) == 4 + 15
+    how = {"SFP": ("criterion=l2", "schedule=soft"), "FPGM-mix": ("criterion=mix",)}
+    for row in own:
+        words = [f"arch={row.arch}", f"rate={row.rate}", *how.get(row.method, ())]
+        words += ["pretrained=x"] if row.pretrained else []
+        assert paper.counterpart(Config.of(compose(*words)).as_dict()) == row
+
+
+def test_run_cut_off_in_the_middle_is_shown_and_never_averaged_in(tmp_path: Path) -> None:
+    seeds(tmp_path, "rate=0.4", top1=(90.0, 91.0))
+    a_run(tmp_path / "late", "rate=0.4", "seed=2", "epochs=200", top1=10.0, epochs=7, done=False)
+    text = report([tmp_path], tmp_path)
+    (row,) = summary(tmp_path)
+    assert (row["seeds"], float(row["top1_mean"])) == ("0 1", 90.5)
+    assert f"not counted: {tmp_path / 'late'}: cut off at epoch 7 of 200" in text
+    for name in ("summary.md", "summary.html"):
+        assert "cut off at epoch 7 of 200" in (tmp_path / name).read_text()
+
+
+def test_runs_that_differ_are_never_averaged_whatever_their_directories_say(tmp_path: Path) -> None:
+    a_run(tmp_path / "a" / "rate=0.4,seed=0", "rate=0.4", "seed=0")
+    a_run(tmp_path / "b" / "rate=0.4,seed=1", "rate=0.4", "seed=1", "optimizer.lr=0.05")
+    report([tmp_path], tmp_path)
+    assert [row["also"] for row in summary(tmp_path)] == ["optimizer.lr=0.05", "optimizer.lr=0.1"]
+
+
+def test_two_runs_of_one_seed_are_named_and_not_averaged(tmp_path: Path) -> None:
+    a_run(tmp_path / "a", "rate=0.4", top1=90.0)
+    a_run(tmp_path / "b", "rate=0.4", top1=92.0)
+    report([tmp_path], tmp_path)
+    (row,) = summary(tmp_path)
+    assert row["top1_mean"] == ""
+    assert re.fullmatch(r"seed 0 is there 2 times \(.*/a, .*/b\): leave one", row["problem"])
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ('{"schema": 2}', "schema 2 of its report.json, this fpgm reads 1"),
+        ('{"schema": 1', "its report.json is damaged"),
+        ("[]", "its report.json is damaged"),
+    ],
+)
+def test_report_that_cannot_be_read_is_named(tmp_path: Path, content: str, why: str) -> None:
+    seeds(tmp_path, "rate=0.4")
+    (a_run(tmp_path / "x", "rate=0.4", "seed=9") / "report.json").write_text(content)
+    text = report([tmp_path], tmp_path)
+    assert f"{tmp_path / 'x'}: {why}" in text
+    assert summary(tmp_path)[0]["seeds"] == "0 1 2"
+
+
+def test_missing_runs_are_listed_with_the_command_for_each(tmp_path: Path) -> None:
+    jobs = {f"rate=0.4,seed={s}": ["rate=0.4", f"seed={s}", "experiment=e"] for s in range(3)}
+    grid.remember(tmp_path, jobs)
+    a_run(tmp_path / "rate=0.4,seed=0", "rate=0.4", "seed=0")
+    a_run(tmp_path / "rate=0.4,seed=1", "rate=0.4", "seed=1", "epochs=9", done=False)
+    text = report([tmp_path], tmp_path)
+    assert "missing: fpgm-train experiment=e rate=0.4 seed=1   (cut off at epoch 2 of 9)" in text
+    assert "missing: fpgm-train experiment=e rate=0.4 seed=2   (not started)" in text
+    assert "seed=0   (" not in text
+
+
+@pytest.mark.parametrize("kind", ["empty", "absent", "unwritable"])
+def test_bad_places_get_one_line(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "empty").mkdir()
+    seeds(tmp_path / "runs", "rate=0.4", top1=(90.0,))
+    (tmp_path / "file").write_text("")
+    words = {
+        "empty": ["empty"],
+        "absent": ["absent"],
+        "unwritable": ["runs", "--out", "file/there"],
+    }[kind]
+    done = subprocess.run([COMMAND, *words], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    expected = {
+        "empty": "empty: no runs there; each has a config.yaml",
+        "absent": "absent: no such directory; give a run or a folder of runs",
+        "unwritable": "file/there: Not a directory; choose another place with --out",
+    }[kind]
+    assert done.stderr.strip() == expected
+
+
+def test_a_report_needs_no_torch(tmp_path: Path) -> None:
+    seeds(tmp_path, "rate=0.4")
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        f"from fpgm.report import main; main([{str(tmp_path)!r}])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "within both spreads" in done.stdout
+
+
+@given(st.lists(st.tuples(st.integers(1, 30), st.integers(1, 30)), min_size=1))
+def test_no_run_beats_one_on_the_front_in_both(points: list[tuple[float, float]]) -> None:
+    front = pareto(points)
+    assert set(front) <= set(points)
+    for macs, top1 in points:
+        beaten = any(m <= macs and a >= top1 and (m, a) != (macs, top1) for m, a in points)
+        assert ((macs, top1) in front) == (not beaten)
+
+
+class Links(HTMLParser):
+    """What a page would fetch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.ids: list[str] = []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        for key, value in attributes:
+            if key in ("src", "href", "xlink:href") and not str(value).startswith("#"):
+                self.found.append(f"{tag} {value}")
+            if key == "id":
+                self.ids.append(str(value))
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """A part of table 1, with something of everything in it."""
+    seeds(tmp_path, "arch=resnet20", "rate=0", top1=(92.1, 92.3))
+    seeds(tmp_path, "arch=resnet20", "rate=0.4")
+    seeds(tmp_path, "arch=resnet20", "rate=0.4", "criterion=mix", top1=(91.0, 90.6, 90.9))
+    seeds(tmp_path, "arch=resnet20", "rate=0.3", "criterion=l2", "schedule=soft", top1=(89.0, 89.9))
+    seeds(tmp_path, "arch=resnet56", "rate=0.4", "pretrained=x", "optimizer=finetune")
+    a_run(tmp_path / "cut", "rate=0.4", "seed=7", "epochs=200", done=False)
+    grid.remember(tmp_path, {"rate=0.4,seed=9": ["rate=0.4", "seed=9", "experiment=fpgm_table1"]})
+    main([str(tmp_path)])
+    return tmp_path
+
+
+def test_page_is_whole_by_itself(table: Path) -> None:
+    html = (table / "summary.html").read_text()
+    links = Links()
+    links.feed(html)
+    assert links.found == []
+    assert len(set(links.ids)) == len(links.ids)
+    assert not re.search(r"@import|url\((?!#)", html)
+
+
+def test_what_runs_are_called_cannot_become_markup() -> None:
+    html = page.page("<x>", "<y>", [("<z>", [page.table(["<a>"], [["<b>"]]), page.text("<c>")])])
+    assert not re.search("<[xyzabc]>", html)
+
+
+BROWSER = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+
+
+@pytest.mark.skipif(BROWSER is None, reason="needs chromium")
+def test_page_opens_in_a_browser_and_its_table_sorts(table: Path, tmp_path: Path) -> None:
+    html = (table / "summary.html").read_text()
+    click = """<script>
+      const th = [...document.querySelectorAll("th")].find(t => t.textContent === "top-1 %");
+      th.firstChild.click();
+      const values = [...th.closest("table").tBodies[0].rows]
+        .map(r => parseFloat(r.cells[th.cellIndex].dataset.value));
+      document.title = JSON.stringify({values, wide: document.documentElement.scrollWidth,
+        drawn: [...document.querySelectorAll("svg")].map(s => s.getBoundingClientRect().width)});
+    </script>"""
+    (tmp_path / "clicked.html").write_text(html.replace("</body>", click + "</body>"))
+    done = subprocess.run(
+        [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--window-size=400,800",
+         f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", str(tmp_path / "clicked.html")],
+        capture_output=True, text=True, timeout=120, env={**os.environ, "HOME": str(tmp_path)},
+    )  # fmt: skip
+    found = re.search(r"<title>(.*?)</title>", done.stdout)
+    assert found, done.stderr
+    seen = json.loads(found[1])
+    assert seen["values"] == sorted(seen["values"])
+    assert len(seen["values"]) == 5
+    assert seen["wide"] <= 500  # chromium has no narrower window; nothing sticks out of it
+    assert len(seen["drawn"]) == 12
+    assert all(0 < width <= 500 for width in seen["drawn"])
+
+
+def test_unreadable_config_is_named_not_fatal(tmp_path: Path) -> None:
+    seeds(tmp_path, "rate=0.4")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.yaml").write_text("{")
+    runs = collect([tmp_path])
+    (broken,) = [run for run in runs if run.problem]
+    assert broken.problem.startswith("cannot be read: ")
+    assert len(cells(runs)) == 1
+
+
+def test_directory_given_twice_counts_once(tmp_path: Path) -> None:
+    seeds(tmp_path, "rate=0.4")
+    assert len(collect([tmp_path, tmp_path])) == 3
+    with pytest.raises(ReportError):
+        collect([tmp_path, tmp_path / "none"])
