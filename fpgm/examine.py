@@ -103,7 +103,7 @@ def _over_network(
     names = [name for name in criteria if all(name in layer.scores for layer in layers)]
     known = [name for name in names if name not in NEEDS]
     for name in sorted(set(criteria) - set(names)):
-        result["notes"].append(f"{name}: not in the ranking over the network, layers lack it")
+        result["notes"].append(f"{name} over the network (some layers lack it)")
     if not names:
         return
     rates = settings.rates

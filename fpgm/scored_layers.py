@@ -57,7 +57,7 @@ def _chosen(settings: Settings, subject: Subject, notes: list[str]) -> list[str]
     wanted = settings.criteria or tuple(name for name in CRITERIA if name not in ("mix", "random"))
     without = [name for name in wanted if name in DATA and subject.images is None]
     if without:
-        notes.append(f"{', '.join(without)}: left out, no images; {subject.no_images}")
+        notes.append(f"{', '.join(without)} (no images: {subject.no_images})")
     return [name for name in wanted if name not in without]
 
 
@@ -75,7 +75,7 @@ def _score(
         lacking = missing(subject.model, name, [layer.name for layer in layers])
         if lacking:
             part = "BatchNorm" if name in ("bn_gamma", "taylor") else "ReLU"
-            notes.append(f"{name}: no {part} behind {', '.join(lacking)}; those have no such score")
+            notes.append(f"{name} in layers without {part} ({', '.join(lacking)})")
     evidence = _evidence(subject, layers, needing, settings, watch) if needing else []
     plain = [name for name in criteria if name not in NEEDS]
     how = settings.seed, settings.noise, settings.perturbations
@@ -119,7 +119,7 @@ def _telling(layers: list[Layer], criteria: list[str], notes: list[str]) -> list
         if any(np.ptp(scores) > 0 for scores in scored):
             some.append(name)
         elif scored:
-            notes.append(f"{name}: left out, all filters of a layer have one score in every layer")
+            notes.append(f"{name} (all filters of a layer have one score)")
     if not some:
         raise StudyError(
             f"--criteria {','.join(criteria)}: none of them can score this network; try l1,l2,gm"

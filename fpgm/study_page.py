@@ -12,6 +12,8 @@ from fpgm.findings import grouped, mean
 from fpgm.page import figure, page, table, text
 from fpgm.study_layers import Section, Study, densities, depths_of, norms, weights
 
+RELATIONS = {"above": "above its null", "as": "like its null", "below": "below its null"}
+
 
 def html(study: Study) -> str:
     """The page."""
@@ -45,6 +47,7 @@ def _similarity(study: Study) -> Section:
     ]  # fmt: skip
     values = [{(row["a"], row["b"]): row[key] for row in pairs} for _, key in asked]
     drawing = study_plots.heatmaps([title for title, _ in asked], values, names)
+    zero = sum(row["zero"] for row in study["layers"])
     parts = [
         text(
             "Spearman's rank correlation of two criteria over the same filters; 1: both prune in "
@@ -55,15 +58,18 @@ def _similarity(study: Study) -> Section:
             "deviations the layers lie above it on average (after Fisher's transformation); "
             "called above or below from 3 on. Of layers that follow the null 2.5 % lie above its "
             "interval, and 2.5 % below."
+            + (f" {zero:,} filters are all zero and left out; those that live were chosen by some "
+               "criterion, and over a chosen part rank correlations are lower." if zero else "")
         ),
         figure(drawing, "Spearman of every pair of criteria, each beside its null."),
         table(
             ("pair", "null is", "layers", "null", "z", "relation", "layers above", "below",
              "least", "in", "Kendall tau-b", "null", "network", "null", "relation"),
             ((f"{r['a']}, {r['b']}", r["null"], _two(r["spearman"]), _two(r["spearman_null"]),
-              _one(r["z"]), r["relation"], r["layers_above"], r["layers_below"],
+              _one(r["z"]), RELATIONS.get(r["relation"]), r["layers_above"], r["layers_below"],
               _two(r["least"]), r["least_layer"], _two(r["kendall"]), _two(r["kendall_null"]),
-              _two(r["global"]), _two(r["global_null"]), r["global_relation"]) for r in pairs),
+              _two(r["global"]), _two(r["global_null"]), RELATIONS.get(r["global_relation"]))
+             for r in pairs),
         ),
     ]  # fmt: skip
     depths = depths_of(study)

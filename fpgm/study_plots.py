@@ -49,6 +49,7 @@ def over_depth(
 ) -> Figure:
     """One line for each name, by depth; undefined values leave a gap."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(8, 3.6), layout="constrained")
     axes = figure.add_subplot()
@@ -59,6 +60,7 @@ def over_depth(
     axes.set(xlabel="layer, in the order of execution", ylabel=label)
     if log:
         axes.set_yscale("log")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     return figure
@@ -82,10 +84,13 @@ def densities(entries: Sequence[Row], log: bool) -> Figure:
         axes.plot(ticks, [0.0] * len(ticks), "|", color="#D55E00", markersize=6, alpha=0.6)
         if log:
             axes.set_xscale("log")
+            few = [norms[0], norms[len(norms) // 2], norms[-1]]
+            axes.set_xticks(few, [f"{norm:.2g}" for norm in few])
+            axes.set_xticks([], minor=True)
         else:
             axes.set_xlim(left=0)
         axes.set_title(entry["layer"], fontsize=7)
-        axes.tick_params(labelsize=6, which="both")
+        axes.tick_params(labelsize=6)
         axes.set_yticks([])
     return figure
 

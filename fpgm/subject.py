@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from fpgm import checkpoint, models
 from fpgm.compaction import load
-from fpgm.config import Config, Dataset
+from fpgm.config import Dataset
 from fpgm.data import load as load_data
 from fpgm.image_folder import DataError
 from fpgm.images import Images
-from fpgm.job import load_images
 from fpgm.run import RunError, read_config
 from fpgm.settings import StudyError
+from fpgm.typed import ConfigError, build
 
 
 @dataclass(frozen=True)
@@ -145,17 +145,26 @@ def _images(
     if not where.is_dir():
         raise StudyError(f"--data {where}: no such directory; a run directory, or one with train/*")
     try:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if (where / "config.yaml").exists():
-            return load_images(Config.of(read_config(where))), ""
+            return load_data(_dataset_of(where), device), ""
         dataset = Dataset(
             name="imagenet" if imagenet else "image_folder",
             image_size=image_size or (224 if imagenet else None),
             root=str(where), pad=0, flip=False, workers=None, on_error="stop",
         )  # fmt: skip
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         return load_data(dataset, device), ""
     except (DataError, RunError, OSError) as error:
         return None, f"the images of {where} cannot be read ({checkpoint.first_line(error)})"
+
+
+def _dataset_of(run: Path) -> Dataset:
+    """What a run learned from. Raises ConfigError; other keys may be those of another version."""
+    errors: list[str] = []
+    dataset = build(Dataset, read_config(run).get("dataset", {}), "dataset.", errors)
+    if dataset is None or errors:
+        raise ConfigError(f"{run / 'config.yaml'}: {errors[0]}")
+    return dataset
 
 
 def _check(model: nn.Module, images: Images) -> None:

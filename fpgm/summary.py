@@ -46,8 +46,8 @@ def _similarity(rows: Sequence[Row]) -> tuple[str, str]:
 
 RELATIONS = {
     "above": "more alike than their null",
-    "as": "as alike as it",
-    "below": "less alike",
+    "as": "as alike as their null",
+    "below": "less alike than their null",
 }
 
 
