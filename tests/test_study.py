@@ -147,7 +147,7 @@ def test_zero_filters_are_counted_apart_and_change_no_figure() -> None:
     assert (first["live"], first["zero"]) == (9, 3)
     alone = Two(widths=(9, 10))
     alone.load_state_dict(
-        {k: v for k, v in alone.state_dict().items()} | {
+        dict(alone.state_dict()) | {
             "first.weight": model.first.weight.detach()[layers[0].order.sort().values]
         }
     )  # fmt: skip
@@ -267,7 +267,7 @@ def test_run_is_studied_with_all_criteria_into_files_that_agree(run_directory: P
         texts = [{k: "" if v is None else str(v) for k, v in row.items()} for row in found[name]]
         assert rows == texts, name
     page = (out / "study.html").read_text()
-    assert not re.search(r'(src|href)="(?!#)', page)  # nothing from elsewhere
+    assert not re.search(r'(src|href)="(?!#|data:)', page)  # nothing from elsewhere
     for name in ("layer3.2.conv2", "Jaccard", "<svg", "Kendall", "fermat"):
         assert name in page
 
