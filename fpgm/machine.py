@@ -46,6 +46,13 @@ def has_bf16(device: torch.device) -> bool:
     return False
 
 
+def cores() -> int:
+    """Of those that this process may run on, where the system says which."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def keep_freed_memory() -> None:
     """Have glibc keep what is freed for the next allocation, as tcmalloc and jemalloc do.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from fpgm import config
 from fpgm.distributed import ALONE, Ranks, all_say
 from fpgm.image_folder import DataError, list_images, open_image
 from fpgm.images import Batches, normalised, steps
+from fpgm.machine import cores
 
 log = logging.getLogger("fpgm")
 
@@ -37,7 +37,7 @@ class Stream:
         self.image_shape = (3, size, size)
         self.counts = (len(train), len(test))
         self._skip = dataset.on_error == "skip"
-        self._workers = os.cpu_count() or 1 if dataset.workers is None else dataset.workers
+        self._workers = cores() if dataset.workers is None else dataset.workers
         flip = [v2.RandomHorizontalFlip()] if dataset.flip else []
         augmented = [v2.RandomResizedCrop(size, antialias=True), *flip]
         central = [v2.Resize(round(size * RESIZE), antialias=True), v2.CenterCrop(size)]

@@ -140,7 +140,10 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def two_steps(tmp_path: Path, images: Path, experiment: str, job: list[str]) -> None:
-    words = [*job, f"dataset.root={images}", "dataset.image_size=32", "batch_size=2", "epochs=1"]
+    words = [*job, f"dataset.root={images}", "dataset.image_size=64", "batch_size=2", "epochs=1"]
+    words.append("optimizer.milestones=[1e-9,1e-9,1e-9]")  # small steps: two images a batch
+    if any("pretrained" in word for other in jobs_of(experiment) for word in other):
+        words.append("pretrained=null")
     dataset = [] if any("imagenet" in w for w in (experiment, *job)) else ["dataset=image_folder"]
     seed = ["seed=0"] if experiment not in ALONE else []
     status, out, err = run(tmp_path, f"experiment={experiment}", *dataset, *words, *seed)
