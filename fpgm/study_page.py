@@ -12,6 +12,7 @@ from fpgm.findings import grouped, mean
 from fpgm.page import figure, page, table, text
 from fpgm.study_layers import Section, Study, densities, depths_of, norms, weights
 
+MOST_LINES = 8  # in one drawing: those furthest from 0
 RELATIONS = {"above": "above its null", "as": "like its null", "below": "below its null"}
 
 
@@ -82,9 +83,13 @@ def _similarity(study: Study) -> Section:
             if rows[0]["null"] == kind
         }
         if series:
+            size = {p: abs(mean(v for _, v in points) or 0) for p, points in series.items()}
+            series = {p: series[p] for p in sorted(series, key=lambda p: -size[p])[:MOST_LINES]}
             caption = f"Spearman over depth, pairs of criteria that look at the {title}."
             if kind == "chance":
-                caption = "Spearman over depth, pairs with a criterion that looks at more."
+                caption = (
+                    f"Spearman over depth, pairs with another criterion, {MOST_LINES} at most."
+                )
             parts.append(figure(study_plots.over_depth(series, "Spearman"), caption))
     return "Similarity", parts
 
