@@ -16,7 +16,15 @@ import fpgm
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "fpgm"
-NOTHING_OF_THE_PACKAGE = {"typed", "criteria", "operations", "atomic", "layers", "channels"}
+NOTHING_OF_THE_PACKAGE = {
+    "typed",
+    "criteria",
+    "operations",
+    "atomic",
+    "layers",
+    "channels",
+    "settings",
+}
 
 
 def imports(module: str, *, types_too: bool = True) -> set[str]:
@@ -57,6 +65,12 @@ def test_modules_import_only_what_the_design_allows() -> None:
     assert own["evidence"] == {"followers", "graph"}
     assert "train" not in set().union(*(own[m] for m in MODULES if m != "cli"))
     assert not imports("result", types_too=False) & {"torch", "counting", "train"}
+    # What a study shows is made of its plain data alone.
+    shown = {"findings", "summary", "study_page", "study_layers", "study_plots"}
+    for module in shown:
+        assert own[module] <= shown | {"page", "report_plots"}, module
+        assert "torch" not in imports(module), module
+    assert not imports("examine") & {"page", "study_page", "study_plots", "matplotlib", "argparse"}
 
 
 def test_imports_make_no_circle() -> None:

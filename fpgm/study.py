@@ -1,0 +1,151 @@
+"""`fpgm-study`: do pruning criteria agree on a network, and can they tell its filters apart?"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import io
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fpgm.settings import LAYERS, NORMALISE, SCOPES, Settings
+
+TABLES = (
+    "layers", "left_out", "pairs", "criteria", "similarity", "overlap", "applicability", "cuts",
+    "collapse", "distribution", "diagnosis",
+)  # fmt: skip
+EPILOG = """\
+fpgm-study outputs/my_run                            a finished run, data-driven criteria included
+fpgm-study checkpoint.pt --arch resnet56             a checkpoint of fpgm, or a plain state_dict
+fpgm-study --arch resnet50 --weights torchvision     torchvision's; without --weights a random start
+"""
+
+
+def write(study: Mapping[str, Any], directory: Path) -> None:
+    """study.json, study.html, and a CSV for each table. Raises OSError."""
+    from fpgm.atomic import write_text
+    from fpgm.study_page import html
+
+    directory.mkdir(parents=True, exist_ok=True)
+    for name in TABLES:
+        if study[name]:
+            write_text(directory / f"{name}.csv", tidy(study[name]))
+    norms = ({"layer": e["layer"], "norm": norm} for e in study["norms"] for norm in e["norms"])
+    write_text(directory / "norms.csv", tidy(list(norms)))
+    write_text(directory / "study.html", html(study))
+    write_text(directory / "study.json", json.dumps(study, indent=1, allow_nan=False) + "\n")
+
+
+def tidy(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows of one table as CSV; what is undefined is empty."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line; names and defaults of most flags are those of Settings."""
+    words = argparse.ArgumentParser(
+        prog="fpgm-study", description=__doc__, epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    add = words.add_argument
+    add("network", nargs="?", type=Path, metavar="RUN", help="run directory, or a checkpoint")
+    add("--arch", metavar="NAME", help="network of a plain state_dict, or one to build")
+    add("--weights", metavar="torchvision", help="torchvision's ImageNet weights for --arch")
+    add("--criteria", type=_names, help="default: all that the network and its images can serve")
+    add("--scope", type=_names, dest="scopes", help=f"default: {','.join(SCOPES)}")
+    add("--rates", type=_rates, help="shares of filters to prune, default: 0.1 to 0.7")
+    add("--normalise", metavar="|".join(NORMALISE), help="layers in one ranking, default: mean")
+    add("--layers", metavar="|".join(LAYERS), help="default: prunable, those that fpgm prunes")
+    add("--data", type=Path, metavar="DIR", help="images: a run directory, or train/CLASS/* in DIR")
+    add("--image-size", type=int, metavar="PIXELS", help="that the images of DIR are scaled to")
+    add("--out", type=Path, metavar="DIR", help="default: study/ in the run directory, or here")
+    for flag, what in FLAGS.items():
+        default = getattr(Settings, flag.replace("-", "_"))
+        add(f"--{flag}", type=type(default), metavar="N", help=f"{what}, default: {default:g}")
+    return words
+
+
+FLAGS = {
+    "seed": "of all random numbers",
+    "draws": "Gaussian networks of the null, at least",
+    "perturbations": "times that a choice is made again",
+    "noise": "added to the weights then, in their standard deviations",
+    "batches": "batches of training images to read",
+    "batch-size": "images in each",
+    "alpha": "level of the test for Gaussian weights",
+    "max-skew": "|skew| of weights still called Gaussian",
+    "max-kurtosis": "the same of |excess kurtosis|",
+    "min-cv": "std / mean that norms need to tell filters apart",
+    "max-minimum": "least norm / median that counts as near zero",
+    "collapse": "share pruned at which a layer has collapsed",
+}
+
+
+def _names(words: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in words.split(","))
+
+
+def _rates(words: str) -> tuple[float, ...]:
+    return tuple(sorted(float(word) for word in words.split(",")))
+
+
+def study(words: argparse.Namespace) -> Path:
+    """Examine the network and write the study; returns the directory. Prints the ten lines."""
+    fields = [field.name for field in dataclasses.fields(Settings)]
+    given = {name: getattr(words, name) for name in fields if getattr(words, name) is not None}
+    settings = Settings(**given)
+    directory: Path = words.out or _default_directory(words.network)
+    from fpgm.evidence import DATA
+    from fpgm.examine import examine
+    from fpgm.subject import find
+
+    wanted = not settings.criteria or bool(DATA.intersection(settings.criteria))
+    subject = find(
+        words.network, words.arch, words.weights, words.data, words.image_size, settings.seed,
+        wanted,
+    )  # fmt: skip
+    found = examine(subject, settings, _watch)
+    write(found, directory)
+    print("\n".join(found["summary"]))
+    return directory
+
+
+def _default_directory(network: Path | None) -> Path:
+    inside = network is not None and network.is_dir()
+    return network / "study" if inside and network is not None else Path("study")
+
+
+def _watch(what: str, items: list[Any]) -> Iterable[Any]:
+    from tqdm import tqdm
+
+    return tqdm(items, desc=what, leave=False, disable=None)  # not where nobody watches
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point of fpgm-study."""
+    words = parser().parse_args(argv)
+    try:
+        directory = study(words)
+    except (ValueError, OSError, RuntimeError) as error:
+        if not _expected(error):
+            raise
+        print(f"fpgm-study: {error}", file=sys.stderr)
+        sys.exit(1)
+    print(f"{directory / 'study.html'} shows it all; study.json and the CSV files hold the numbers")
+
+
+def _expected(error: Exception) -> bool:
+    """Whether an error is one that fpgm words for the reader."""
+    return isinstance(error, OSError) or type(error).__module__.startswith("fpgm.")
+
+
+if __name__ == "__main__":
+    main()

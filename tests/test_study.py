@@ -1,0 +1,349 @@
+"""What a user loses when one of these fails: a study of the network that they have, as it is."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from networks import randomised
+from scipy import stats
+from torch import Tensor, nn
+
+import fpgm
+from fpgm.config import Dataset
+from fpgm.data import load as load_data
+from fpgm.examine import examine
+from fpgm.scoring import live_layers
+from fpgm.settings import Settings, StudyError
+from fpgm.study import main, write
+from fpgm.subject import Subject, find
+
+ROOT = Path(__file__).parent.parent
+DIGITS = Dataset(
+    name="digits", root=None, image_size=None, pad=0, flip=False, workers=None, on_error="stop"
+)
+QUICK = {"draws": 4, "perturbations": 2, "rates": (0.25, 0.5)}
+
+
+class Two(nn.Module):
+    """conv -> BatchNorm -> ReLU -> conv -> BatchNorm -> ReLU -> linear."""
+
+    def __init__(self, norm: bool = True, widths: tuple[int, int] = (12, 10)) -> None:
+        super().__init__()
+        a, b = widths
+        self.first = nn.Conv2d(1, a, 3, padding=1)
+        self.norm1 = nn.BatchNorm2d(a) if norm else nn.Identity()
+        self.second = nn.Conv2d(a, b, 3, padding=1)
+        self.norm2 = nn.BatchNorm2d(b) if norm else nn.Identity()
+        self.fc = nn.Linear(b, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm1(self.first(x)))
+        return self.fc(torch.relu(self.norm2(self.second(x))).mean((2, 3)))
+
+
+def two(seed: int = 0, **options) -> Two:
+    torch.manual_seed(seed)
+    model = randomised(Two(**options), seed)
+    assert isinstance(model, Two)
+    return model
+
+
+@torch.no_grad()
+def permuted(model: Two, seed: int) -> Two:
+    """The same function with the filters of both convolutions in another order."""
+    generator = torch.Generator().manual_seed(seed)
+    other = Two()
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    for conv, norm, reader in (("first", "norm1", "second"), ("second", "norm2", "fc")):
+        order = torch.randperm(len(state[f"{conv}.weight"]), generator=generator)
+        for name in list(state):
+            if name.startswith((f"{conv}.", f"{norm}.")) and state[name].ndim:
+                state[name] = state[name][order]
+        state[f"{reader}.weight"] = state[f"{reader}.weight"][:, order]
+    other.load_state_dict(state)
+    return other.eval()
+
+
+def images():
+    return load_data(DIGITS, torch.device("cpu"))
+
+
+def study(model: nn.Module, with_images: bool = False, **options) -> dict:
+    subject = Subject("a test", model, images() if with_images else None)
+    return examine(subject, Settings(**{**QUICK, **options}))
+
+
+def same(a, b) -> None:
+    """Equal up to the order in which a network adds up its channels."""
+    assert type(a) is type(b)
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            same(a[key], b[key])
+    elif isinstance(a, list):
+        assert len(a) == len(b)
+        for one, other in zip(a, b, strict=True):
+            same(one, other)
+    elif isinstance(a, float):
+        assert a == pytest.approx(b, rel=1e-5, abs=1e-7)
+    else:
+        assert a == b
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_study_is_the_same_whatever_the_order_of_the_filters(seed: int) -> None:
+    model = two(seed)
+    other = permuted(model, seed)
+    batch = next(images().tests(16))[0]
+    torch.testing.assert_close(model(batch), other(batch))
+    weights = {"criteria": ("l1", "l2", "gm", "fermat", "random", "bn_gamma")}
+    assert study(model, **weights) == study(other, **weights)  # to the last bit
+    data = {"criteria": ("l2", "taylor", "apoz"), "batches": 3, "batch_size": 64}
+    one, two_ = study(model, True, **data), study(other, True, **data)
+    same(
+        {k: v for k, v in one.items() if k != "summary"},
+        {k: two_[k] for k in one if k != "summary"},
+    )
+
+
+def test_figures_are_scipys_on_the_scores_of_the_criteria() -> None:
+    model = two(1)
+    found = study(model, criteria=("l1", "gm"))
+    weight = model.second.weight.detach()
+    scores = [fpgm.criteria.CRITERIA[name](weight).numpy() for name in ("l1", "gm")]
+    row = next(r for r in found["similarity"] if r["layer"] == "second")
+    assert row["spearman"] == pytest.approx(stats.spearmanr(*scores).statistic)
+    assert row["kendall"] == pytest.approx(stats.kendalltau(*scores).statistic)
+    spread = next(
+        r for r in found["applicability"] if (r["layer"], r["criterion"]) == ("second", "gm")
+    )
+    assert spread["cv"] == pytest.approx(stats.variation(scores[1]))
+    keep = [fpgm.select(model, name, 0.5)["second"].tolist() for name in ("l1", "gm")]
+    pruned = [set(range(10)) - set(k) for k in keep]
+    jaccard = next(r for r in found["overlap"] if (r["layer"], r["rate"]) == ("second", 0.5))
+    assert jaccard["jaccard"] == pytest.approx(
+        len(pruned[0] & pruned[1]) / len(pruned[0] | pruned[1])
+    )
+
+
+def test_zero_filters_are_counted_apart_and_change_no_figure() -> None:
+    model = two()
+    with torch.no_grad():
+        model.first.weight[[1, 5, 7]] = 0
+    layers, _ = live_layers(model, ["first"])
+    assert layers[0].filters == 12
+    assert sorted(layers[0].order.tolist()) == [0, 2, 3, 4, 6, 8, 9, 10, 11]
+    found = study(model)
+    first = next(r for r in found["layers"] if r["layer"] == "first")
+    assert (first["live"], first["zero"]) == (9, 3)
+    alone = Two(widths=(9, 10))
+    alone.load_state_dict(
+        dict(alone.state_dict()) | {
+            "first.weight": model.first.weight.detach()[layers[0].order.sort().values]
+        }
+    )  # fmt: skip
+    smaller = study(alone, criteria=("l1", "l2", "gm", "fermat"), scopes=("layer",))
+    for table in ("similarity", "overlap", "diagnosis", "distribution"):
+        pick = {"a", "b", "rate", "spearman", "spearman_null", "jaccard", "cv", "skew", "live"}
+        chosen = [
+            [{k: v for k, v in r.items() if k in pick} for r in s[table]
+             if r["layer"] == "first" and {"bn_gamma"}.isdisjoint((r.get("a"), r.get("b")))]
+            for s in (found, smaller)
+        ]  # fmt: skip
+        assert chosen[0] == chosen[1]
+    assert "3 that are all zero" in found["summary"][0]
+
+
+def test_what_cannot_be_studied_is_named_and_the_rest_goes_on() -> None:
+    found = study(two(norm=False), criteria=("l1", "l2", "bn_gamma", "taylor"))
+    notes = "; ".join(found["notes"])
+    assert "bn_gamma in layers without BatchNorm (first, second)" in notes
+    assert "taylor (no images" in notes
+    assert found["settings"]["criteria"] == ["l1", "l2"]
+    narrow = study(two(widths=(3, 10)), criteria=("l1", "l2"))
+    assert [row["layer"] for row in narrow["layers"]] == ["second"]
+    assert narrow["left_out"] == [{"layer": "first", "reason": "3 filters"}]
+
+
+def test_what_cannot_be_studied_at_all_says_why() -> None:
+    model = two()
+    with pytest.raises(StudyError, match="--criteria l3: choose from l1, l2"):
+        study(model, criteria=("l1", "l3"))
+    with pytest.raises(StudyError, match="mix"):
+        study(model, criteria=("mix",))
+    with pytest.raises(StudyError, match="none of them can score"):
+        study(two(norm=False), criteria=("bn_gamma",))
+    with pytest.raises(StudyError, match=r"no layer to study .*3 filters"):
+        study(two(widths=(3, 3)))
+    with torch.no_grad():
+        model.second.weight[0, 0, 0, 0] = torch.nan
+    with pytest.raises(StudyError, match="second: 1 of its 1080 weights are nan"):
+        study(model)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"scopes": ("filter",)}, {"rates": (1.0,)}, {"draws": 1}, {"normalise": "max"},
+     {"criteria": ("l1", "l1")}, {"noise": -1.0}, {"batches": 1}, {"min_cv": float("nan")}],
+)  # fmt: skip
+def test_settings_out_of_range_name_their_flag(wrong: dict) -> None:
+    (key,) = wrong
+    with pytest.raises(
+        StudyError, match="--" + {"scopes": "scope"}.get(key, key).replace("_", "-")
+    ):
+        Settings(**wrong)
+
+
+def test_random_start_is_called_neither_above_nor_below_its_null() -> None:
+    called = []
+    for seed in range(3):
+        model = find(None, "resnet20", None, None, None, seed, False).model
+        found = study(model, criteria=("l1", "l2", "gm"), draws=40, rates=(0.4,), perturbations=1)
+        called += [row["relation"] for row in found["pairs"]]
+        assert {row["verdict"] for row in found["distribution"]} == {"gaussian"}
+        assert len(found["summary"]) == 10
+    assert called.count("as") >= len(called) - 1
+
+
+def test_correlated_filters_are_told_from_the_null() -> None:
+    torch.manual_seed(0)
+    model = two(widths=(64, 64))
+    with torch.no_grad():  # filters of very different length: norms decide for every criterion
+        model.second.weight *= torch.linspace(0.01, 3, 64)[torch.randperm(64)].view(-1, 1, 1, 1)
+        model.first.weight *= torch.linspace(0.01, 3, 64)[torch.randperm(64)].view(-1, 1, 1, 1)
+    found = study(model, criteria=("l1", "l2"), draws=40)
+    assert found["pairs"][0]["relation"] == "above"
+    assert {row["verdict"] for row in found["diagnosis"]} == {"suits a norm"}
+
+
+# The command
+
+
+def command(*words: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    path = {"PYTHONPATH": str(ROOT), **environment}
+    return subprocess.run(
+        [sys.executable, "-m", "fpgm.study", *map(str, words)],
+        capture_output=True, text=True, env={**os.environ, **path},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("study") / "run"
+    words = ["dataset=digits", "rate=0.4", "epochs=1", "batch_size=256"]
+    subprocess.run(
+        [sys.executable, "-m", "fpgm.cli", *words, f"hydra.run.dir={directory}"],
+        check=True, capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    return directory
+
+
+def test_run_is_studied_with_all_criteria_into_files_that_agree(run_directory: Path) -> None:
+    done = command(
+        run_directory, "--batches", "4", "--batch-size", "64", "--draws", "5",
+        "--perturbations", "2", "--rates", "0.4,0.6",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    out = run_directory / "study"
+    found = json.loads((out / "study.json").read_text())
+    assert found["schema"] == 1
+    weights, data = ["l1", "l2", "gm", "fermat"], ["bn_gamma", "taylor", "apoz", "hrank"]
+    assert found["settings"]["criteria"] == weights + data
+    assert sum(row["zero"] for row in found["layers"]) == 264
+    assert done.stdout.splitlines()[:10] == found["summary"]
+    for name in ("similarity", "overlap", "applicability", "cuts", "collapse", "distribution",
+                 "diagnosis", "pairs", "criteria"):  # fmt: skip
+        with open(out / f"{name}.csv", newline="") as file:
+            rows = list(csv.DictReader(file))
+        texts = [{k: "" if v is None else str(v) for k, v in row.items()} for row in found[name]]
+        assert rows == texts, name
+    page = (out / "study.html").read_text()
+    assert not re.search(r'(src|href)="(?!#|data:)', page)  # nothing from elsewhere
+    for name in ("layer3.2.conv2", "Jaccard", "<svg", "Kendall", "fermat"):
+        assert name in page
+
+
+def test_two_pages_of_one_study_have_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write(study(two()), tmp_path / name)
+    for file in ("study.json", "study.html", "similarity.csv", "norms.csv"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def test_plain_checkpoint_is_read_with_the_name_of_its_network(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    model = fpgm.model("resnet20", num_classes=7)
+    torch.save(model.state_dict(), tmp_path / "plain.pt")
+    found = find(tmp_path / "plain.pt", "resnet20", None, None, None, 0, True)
+    assert found.images is None
+    for name, value in model.state_dict().items():
+        assert torch.equal(found.model.state_dict()[name], value)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "give a run directory, a checkpoint, or --arch"),
+        (("--arch", "resnet21"), "--arch resnet21: choose one of resnet20"),
+        (("nowhere.pt",), "nowhere.pt: no such file"),
+        (("plain.pt",), "name its network, as in --arch"),
+        (("plain.pt", "--arch", "resnet32"), "another network"),
+        (("plain.pt", "--arch", "resnet20", "--weights", "torchvision"), "--weights torchvision"),
+        (("--arch", "resnet20", "--weights", "mine.pt"), "--weights mine.pt: only torchvision"),
+        (("--arch", "resnet20", "--weights", "torchvision"), "no network called resnet20"),
+        (("--arch", "resnet20", "--data", "nowhere"), "--data nowhere: no such directory"),
+        (("--arch", "resnet20", "--rates", "0.4,1.5"), "--rates 1.5"),
+        (("--arch", "resnet20", "--draws", "0"), "--draws 0: must be at least 3"),
+    ],
+)
+def test_errors_are_one_line_that_says_what_would_do(
+    words: tuple[str, ...], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    torch.save(fpgm.model("resnet20").state_dict(), "plain.pt")
+    with pytest.raises(SystemExit) as stopped:
+        main(list(words))
+    assert stopped.value.code == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert said in lines[0]
+
+
+def test_weights_that_cannot_be_downloaded_say_what_else_to_do(tmp_path: Path) -> None:
+    done = command(
+        "--arch", "squeezenet1_1", "--weights", "torchvision",
+        TORCH_HOME=str(tmp_path), https_proxy="http://127.0.0.1:9", no_proxy="",
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "the download failed" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_help_answers_without_torch() -> None:
+    code = (
+        "import sys; from fpgm.study import parser; parser().format_help(); "
+        "assert not {'torch', 'scipy', 'matplotlib'} & set(sys.modules)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+    assert "--criteria" in command("--help").stdout
+
+
+def test_grouped_and_torchvision_networks_are_studied_too() -> None:
+    model = find(None, "squeezenet1_1", None, None, None, 0, False).model
+    found = study(model, criteria=("l1", "gm", "bn_gamma"), draws=3, scopes=("layer",))
+    assert len(found["layers"]) > 20
+    assert any("bn_gamma" in note for note in found["notes"])
+    everything = study(two(), criteria=("l1",), layers="all")
+    assert [row["layer"] for row in everything["layers"]] == ["first", "second"]
+    assert np.isfinite([row["cv"] for row in everything["applicability"]]).all()

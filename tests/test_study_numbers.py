@@ -1,0 +1,253 @@
+"""What a user loses when one of these fails: figures of a study that can be believed."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from scipy import stats
+from torch import nn
+
+import fpgm
+from fpgm import criteria
+from fpgm.agreement import by_chance, jaccard, kendall, overlap, pruned, spearman, spread_of
+from fpgm.agreement import tie_rate as tie_rates
+from fpgm.applicability import comparable, gaps, shares, spread, stability
+from fpgm.diagnosis import density, diagnose
+from fpgm.distribution import anderson, battery, verdict
+from fpgm.gaussian_null import SCALE_FREE, count_draws, draw, figures, whole_network
+from fpgm.settings import Settings
+
+LIMITS = (Settings.alpha, Settings.max_skew, Settings.max_kurtosis)
+# Whole numbers from a small range: ties are common.
+tied = hnp.arrays(
+    np.float64,
+    st.tuples(st.integers(2, 4), st.integers(4, 30)),
+    elements=st.integers(-5, 5).map(float),
+)
+
+
+@given(tied)
+@settings(deadline=None, max_examples=60)
+def test_rank_correlations_are_scipys_also_with_ties(scores: np.ndarray) -> None:
+    rho, tau = spearman(scores), kendall(scores)
+    for i, a in enumerate(scores):
+        for j, b in enumerate(scores):
+            if np.ptp(a) == 0 or np.ptp(b) == 0:
+                assert np.isnan(rho[i, j])
+                assert np.isnan(tau[i, j])
+            else:
+                assert rho[i, j] == pytest.approx(stats.spearmanr(a, b).statistic, abs=1e-12)
+                assert tau[i, j] == pytest.approx(stats.kendalltau(a, b).statistic, abs=1e-12)
+
+
+@given(tied)
+@settings(deadline=None, max_examples=40)
+def test_spread_is_scipys_and_ties_are_those_of_the_criteria(scores: np.ndarray) -> None:
+    found = spread(scores)
+    for i, row in enumerate(scores):
+        assert tie_rates(scores)[i] == pytest.approx(criteria.tie_rate(torch.from_numpy(row)))
+        if row.mean() != 0:
+            assert found["cv"][i] == pytest.approx(abs(stats.variation(row)), abs=1e-12)
+        else:
+            assert np.isnan(found["cv"][i])
+
+
+@given(tied, st.sampled_from([0.1, 0.3, 0.5, 0.7]))
+@settings(deadline=None, max_examples=40)
+def test_overlap_is_that_of_the_sets_that_would_be_pruned(scores: np.ndarray, rate: float) -> None:
+    sets = [
+        set(np.argsort(row, kind="stable")[: int(len(row) * rate + 1e-9)].tolist())
+        for row in scores
+    ]
+    found = overlap(scores, [rate])[0]
+    for i, a in enumerate(sets):
+        for j, b in enumerate(sets):
+            if a:
+                assert found[i, j] == pytest.approx(len(a & b) / len(a | b))
+            else:
+                assert np.isnan(found[i, j])
+
+
+def test_chance_is_what_unrelated_rankings_give() -> None:
+    generator, n, rates = np.random.default_rng(0), 24, (0.25, 0.5)
+    fixed = np.arange(n, dtype=float)
+    draws = [np.stack((fixed, generator.permutation(n))) for _ in range(4000)]
+    expected = by_chance(n, rates)
+    rho = np.array([spearman(scores)[0, 1] for scores in draws])
+    tau = np.array([kendall(scores)[0, 1] for scores in draws[:1500]])
+    both = np.array([overlap(scores, rates)[:, 0, 1] for scores in draws])
+    for found, (mean, low, high) in ((rho, expected["spearman"]), (tau, expected["kendall"])):
+        assert abs(found.mean() - mean) < 0.02
+        assert abs(((found < low) | (found > high)).mean() - 0.05) < 0.02
+    np.testing.assert_allclose(both.mean(0), expected["overlap"][:, 0], atol=0.01)
+    assert ((both >= expected["overlap"][:, 1]) & (both <= expected["overlap"][:, 2])).mean() > 0.94
+
+
+def test_interval_of_the_null_holds_95_of_100_new_draws() -> None:
+    generator = np.random.default_rng(1)
+    outside = []
+    for _ in range(2000):
+        draws = generator.exponential(size=40)  # skewed: no normal interval would hold
+        _, low, high = spread_of(draws)
+        outside.append(not low <= generator.exponential() <= high)
+    assert 0.03 < np.mean(outside) < 0.065
+
+
+def test_gap_at_the_cut_and_stability_by_hand() -> None:
+    scores = np.array([[1.0, 2.0, 4.0, 9.0], [5.0, 5.0, 5.0, 5.0]])
+    found = gaps(scores, (0.1, 0.25, 0.5, 0.75))
+    assert np.isnan(found[0]).all()  # nothing is pruned
+    np.testing.assert_allclose(found[1:, 0], np.array([1, 2, 5]) / scores[0].std())
+    assert np.isnan(found[:, 1]).all()
+    again = np.stack((scores, scores[:, ::-1]))
+    # The same set once, and once the two other filters, or the same by ties.
+    np.testing.assert_allclose(stability(scores, again, (0.5,)), [[0.5, 1.0]])
+    np.testing.assert_allclose(jaccard(*pruned(scores, (0.5, 0.75)))[0], 2 / 3)
+
+
+@pytest.mark.parametrize("how", ["none", "mean", "l2", "rank"])
+def test_layers_lose_in_one_ranking_what_select_takes_from_them(how: str) -> None:
+    torch.manual_seed(0)
+    model = fpgm.model("resnet20")
+    for i, module in enumerate(m for m in model.modules() if isinstance(m, nn.Conv2d)):
+        module.weight.data *= 1 + 0.2 * torch.rand(len(module.weight), 1, 1, 1) * (i % 4)
+    rate = 0.15
+    keep = fpgm.select(model, "l2", rate, scope="global", normalise=how, floor=0.0)
+    weights = {name: model.get_submodule(name).weight for name in keep}
+    layers = [comparable(criteria.l2(w).numpy()[None], how) for w in weights.values()]
+    found = shares(layers, [rate])[0, 0]
+    kept = {name: len(keep[name]) / len(weights[name]) for name in keep}
+    if all(share < 1 for share in found):  # select leaves every layer one filter
+        assert kept == pytest.approx(dict(zip(keep, 1 - found, strict=True)))
+    else:
+        assert how == "none"
+
+
+@pytest.mark.parametrize("name", ["l1", "l2", "gm", "fermat", "random"])
+def test_scores_of_the_null_may_be_scaled_to_each_layer(name: str) -> None:
+    weight = torch.randn(12, 3, 3, 3, generator=torch.Generator().manual_seed(0)).double()
+    factor = 1.0 if name in SCALE_FREE else 2.5
+    score = criteria.CRITERIA[name]
+    torch.testing.assert_close(score(2.5 * weight), factor * score(weight))
+
+
+def test_null_is_computed_from_the_shape_and_the_seed_alone() -> None:
+    shape, names = (8, 3, 3, 3), ("l1", "gm")
+    one, other = draw(shape, names, 5, 0), draw(shape, names, 5, 1)
+    np.testing.assert_array_equal(one, draw(shape, names, 5, 0))
+    assert not np.array_equal(one, other)
+    found = figures(draw(shape, ("l1", "l2"), 60, 0), (0.5,))
+    assert found["spearman"][1, 0, 1] < found["spearman"][0, 0, 1] < found["spearman"][2, 0, 1]
+    assert count_draws((2048, 512, 1, 1), 40) == 40 < count_draws(shape, 40)
+    network = whole_network([shape] * 3, [1, 1, 2], names, {shape: one}, np.random.default_rng(0))
+    means = {round(float(layer[0, 0]), 9) for layer in network}
+    assert len(means) == 3  # layers of one shape are different draws
+
+
+def layer(kind: str, seed: int, shape: tuple[int, ...]) -> np.ndarray:
+    generator = np.random.default_rng(seed)
+    if kind == "gaussian":
+        return generator.normal(0, 0.05, shape)
+    return 0.05 * generator.standard_t(3, shape)
+
+
+SHAPES = [(16, 3, 3, 3), (32, 16, 3, 3), (64, 64, 3, 3), (256, 64, 1, 1)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_gaussian_layers_pass_and_heavy_tails_fail(shape: tuple[int, ...]) -> None:
+    for seed in range(20):
+        assert verdict(battery(layer("gaussian", seed, shape), 0), *LIMITS) == "gaussian"
+        assert verdict(battery(layer("student", seed, shape), 0), *LIMITS) == "not gaussian"
+
+
+def test_every_layer_of_a_fresh_network_passes() -> None:
+    torch.manual_seed(0)
+    for module in fpgm.model("resnet20").modules():
+        if isinstance(module, nn.Conv2d):
+            weight = module.weight.detach().double().numpy()
+            assert verdict(battery(weight, 0), *LIMITS) == "gaussian"
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_battery_is_scipys_and_numpys() -> None:
+    weight = layer("student", 3, (20, 6, 3, 3))
+    found, values = battery(weight, 0), weight.ravel()
+    assert found["sampled"] == values.size
+    assert found["skew"] == pytest.approx(stats.skew(values))
+    assert found["excess_kurtosis"] == pytest.approx(stats.kurtosis(values))
+    assert found["p"] == pytest.approx(stats.normaltest(values).pvalue)
+    assert found["anderson"] == pytest.approx(stats.anderson(values, "norm").statistic)
+    ks = stats.kstest(values, "norm", args=(values.mean(), values.std())).statistic
+    assert found["ks"] == pytest.approx(ks)
+    r = np.abs(np.corrcoef(weight.reshape(20, -1).T))
+    block = np.kron(np.eye(6), np.ones((9, 9))).astype(bool)
+    assert found["correlation_inside"] == pytest.approx(r[block & ~np.eye(54, dtype=bool)].mean())
+    assert found["correlation_between"] == pytest.approx(r[~block].mean())
+    variances = weight.reshape(20, -1).var(0, ddof=1)
+    assert found["variance_cv"] == pytest.approx(stats.variation(variances))
+    unit = weight.reshape(20, -1) / np.linalg.norm(weight.reshape(20, -1), axis=1)[:, None]
+    cosines = [abs(a @ b) for i, a in enumerate(unit) for b in unit[:i]]
+    assert found["cosine"] == pytest.approx(np.mean(cosines))
+
+
+def test_battery_of_iid_weights_is_near_what_stands_beside_it() -> None:
+    found = battery(layer("gaussian", 0, (256, 32, 3, 3)), 0)
+    for figure, beside in (
+        ("variance_cv", "variance_cv_iid"),
+        ("correlation_inside", "correlation_iid"),
+        ("correlation_between", "correlation_iid"),
+        ("cosine", "cosine_iid"),
+    ):
+        assert found[figure] == pytest.approx(found[beside], rel=0.12)
+    pointwise = battery(layer("gaussian", 0, (64, 32, 1, 1)), 0)
+    assert pointwise["correlation_inside"] is None
+    assert battery(np.ones((8, 2, 3, 3)), 0)["p"] is None
+    assert verdict(battery(np.ones((8, 2, 3, 3)), 0), *LIMITS) == "constant"
+
+
+@given(hnp.arrays(np.float64, 200, elements=st.floats(-3, 3)))
+@settings(deadline=None, max_examples=20)
+def test_anderson_darling_is_scipys(noise: np.ndarray) -> None:
+    sample = noise + np.random.default_rng(0).normal(size=200)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert anderson(sample) == pytest.approx(stats.anderson(sample, "norm").statistic, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("norms", "expected"),
+    [
+        ([0.01, 1, 2, 3], "suits a norm"),
+        ([1.0, 1.01, 0.99, 1.02], "too alike, none near zero"),
+        ([0.5, 1, 2, 3], "no norm near zero"),
+        ([0.05, *[1.0] * 60], "norms too alike"),
+    ],
+)
+def test_diagnosis_asks_for_both_of_fpgms_requirements(norms: list[float], expected: str) -> None:
+    found = diagnose(np.array(norms), 27, Settings.min_cv, Settings.max_minimum)
+    assert found["verdict"] == expected
+    assert found["cv"] == pytest.approx(stats.variation(norms))
+
+
+@pytest.mark.parametrize("d", [27, 576, 4608])
+def test_norms_of_iid_filters_deviate_as_the_diagnosis_says(d: int) -> None:
+    norms = np.linalg.norm(np.random.default_rng(0).standard_normal((4000, d)), axis=1)
+    found = diagnose(norms, d, Settings.min_cv, Settings.max_minimum)
+    assert found["cv"] == pytest.approx(found["cv_iid"], rel=0.05)
+    assert found["cv_iid"] == pytest.approx(1 / np.sqrt(2 * d), rel=0.02)
+
+
+def test_density_is_scipys_and_covers_all_norms() -> None:
+    norms = np.random.default_rng(0).gamma(3, size=50)
+    found = density(norms)
+    np.testing.assert_allclose(found["y"], stats.gaussian_kde(norms)(found["x"]))
+    assert min(found["x"]) < norms.min() < norms.max() < max(found["x"])
+    assert np.trapezoid(found["y"], found["x"]) == pytest.approx(1, abs=0.1)
+    assert density(np.ones(5)) == {"x": [], "y": []}
