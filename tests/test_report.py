@@ -21,12 +21,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_config import compose
 
-from fpgm import grid, page, paper
-from fpgm.cells import Spread, cells
-from fpgm.collect import ReportError, collect
+from fpgm import grid, page
 from fpgm.config import Config
-from fpgm.report import main, report
-from fpgm.report_plots import pareto
+from fpgm.report import paper
+from fpgm.report.cells import Spread, cells
+from fpgm.report.collect import ReportError, collect
+from fpgm.report.command import main, report
+from fpgm.report.plots import pareto
 
 COMMAND = str(Path(sysconfig.get_path("scripts")) / "fpgm-report")
 
@@ -205,7 +206,7 @@ def test_a_report_needs_no_torch(tmp_path: Path) -> None:
     seeds(tmp_path, "rate=0.4")
     code = (
         "import sys; sys.modules['torch'] = None\n"
-        f"from fpgm.report import main; main([{str(tmp_path)!r}])"
+        f"from fpgm.report.command import main; main([{str(tmp_path)!r}])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

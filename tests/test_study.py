@@ -20,11 +20,11 @@ from torch import Tensor, nn
 import fpgm
 from fpgm.config import Dataset
 from fpgm.data import load as load_data
-from fpgm.examine import examine
-from fpgm.scoring import live_layers
-from fpgm.settings import Settings, StudyError
-from fpgm.study import main, write
-from fpgm.subject import Subject, find
+from fpgm.study.command import main, write
+from fpgm.study.examine import examine
+from fpgm.study.scoring import live_layers
+from fpgm.study.settings import Settings, StudyError
+from fpgm.study.subject import Subject, find
 
 ROOT = Path(__file__).parent.parent
 DIGITS = Dataset(
@@ -331,7 +331,7 @@ def test_weights_that_cannot_be_downloaded_say_what_else_to_do(tmp_path: Path) -
 
 def test_help_answers_without_torch() -> None:
     code = (
-        "import sys; from fpgm.study import parser; parser().format_help(); "
+        "import sys; from fpgm.study.command import parser; parser().format_help(); "
         "assert not {'torch', 'scipy', 'matplotlib'} & set(sys.modules)"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

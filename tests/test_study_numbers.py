@@ -15,13 +15,13 @@ from torch import nn
 
 import fpgm
 from fpgm import criteria
-from fpgm.agreement import by_chance, jaccard, kendall, overlap, pruned, spearman, spread_of
-from fpgm.agreement import tie_rate as tie_rates
-from fpgm.applicability import comparable, gaps, shares, spread, stability
-from fpgm.diagnosis import density, diagnose
-from fpgm.distribution import anderson, battery, verdict
-from fpgm.gaussian_null import SCALE_FREE, count_draws, draw, figures, whole_network
-from fpgm.settings import Settings
+from fpgm.study.agreement import by_chance, jaccard, kendall, overlap, pruned, spearman, spread_of
+from fpgm.study.agreement import tie_rate as tie_rates
+from fpgm.study.applicability import comparable, gaps, shares, spread, stability
+from fpgm.study.diagnosis import density, diagnose
+from fpgm.study.distribution import anderson, battery, verdict
+from fpgm.study.gaussian_null import SCALE_FREE, count_draws, draw, figures, whole_network
+from fpgm.study.settings import Settings
 
 LIMITS = (Settings.alpha, Settings.max_skew, Settings.max_kurtosis)
 # Whole numbers from a small range: ties are common.

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fpgm.agreement import Array
 from fpgm.coupling import couple
 from fpgm.criteria import CRITERIA
 from fpgm.graph import trace
 from fpgm.ranking import levelled
-from fpgm.settings import StudyError
+from fpgm.study.agreement import Array
+from fpgm.study.settings import StudyError
 
 LEAST = 4  # filters that a ranking needs to say anything
 Evidence = Mapping[str, Mapping[str, Tensor]]  # layer -> keyword of a criterion -> (N,)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fpgm.settings import LAYERS, NORMALISE, SCOPES, Settings
+from fpgm.study.settings import LAYERS, NORMALISE, SCOPES, Settings
 
 TABLES = (
     "layers", "left_out", "pairs", "criteria", "similarity", "overlap", "applicability", "cuts",
@@ -28,7 +28,7 @@ fpgm-study --arch resnet50 --weights torchvision     torchvision's; without --we
 def write(study: Mapping[str, Any], directory: Path) -> None:
     """study.json, study.html, and a CSV for each table. Raises OSError."""
     from fpgm.atomic import write_text
-    from fpgm.study_page import html
+    from fpgm.study.sections import html
 
     directory.mkdir(parents=True, exist_ok=True)
     for name in TABLES:
@@ -104,8 +104,8 @@ def study(words: argparse.Namespace) -> Path:
     settings = Settings(**given)
     directory: Path = words.out or _default_directory(words.network)
     from fpgm.evidence import DATA
-    from fpgm.examine import examine
-    from fpgm.subject import find
+    from fpgm.study.examine import examine
+    from fpgm.study.subject import find
 
     wanted = not settings.criteria or bool(DATA.intersection(settings.criteria))
     subject = find(

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from fpgm.cells import Cell
-from fpgm.collect import Found
-from fpgm.paper import Published
+from fpgm.report.cells import Cell
+from fpgm.report.collect import Found
+from fpgm.report.paper import Published
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

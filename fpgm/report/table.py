@@ -1,18 +1,14 @@
-"""`fpgm-report`: many runs as one table, the papers' figures beside ours. No torch."""
+"""Cells as text: for the terminal, Markdown and CSV. No torch."""
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
-import sys
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
-from fpgm.atomic import write_text
-from fpgm.cells import Cell, Spread, cells
-from fpgm.collect import Found, Missing, ReportError, collect, missing
+from fpgm.report.cells import Cell, Spread
+from fpgm.report.collect import Found, Missing
 
 HEADER = (
     "network", "method", "rate", "start", "seeds", "top-1 %", "best %", "paper %", "difference",
@@ -25,39 +21,6 @@ NOTE = (
     "compact network; the paper's is its closed form with fractional channels. same answer: of the "
     "compact network and the zeroed one, share of the test images."
 )
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point. Exit status: 0 done, 1 an error in one line."""
-    parser = argparse.ArgumentParser(
-        prog="fpgm-report",
-        description="A table of runs, mean ± std over seeds, beside the papers' figures; written "
-        "as summary.md, summary.csv and summary.html too.",
-    )
-    parser.add_argument("directories", nargs="+", type=Path, metavar="DIR", help="of runs")
-    parser.add_argument("--out", type=Path, help="where the files go (default: the first DIR)")
-    options = parser.parse_args(arguments)
-    try:
-        print(report(options.directories, options.out or options.directories[0]))
-    except ReportError as error:
-        sys.exit(str(error))
-    except OSError as error:
-        sys.exit(f"{error.filename}: {error.strerror}; choose another place with --out")
-
-
-def report(directories: Sequence[Path], out: Path) -> str:
-    """Write the files into `out`; returns the terminal's table. Raises ReportError, OSError."""
-    from fpgm.report_page import html
-
-    runs = collect(directories)
-    table, lacking = cells(runs), missing(directories, runs)
-    out.mkdir(parents=True, exist_ok=True)
-    write_text(out / "summary.csv", comma_separated(table))
-    write_text(out / "summary.md", markdown(table, runs, lacking))
-    write_text(out / "summary.html", html(table, runs, lacking))
-    lines = [*aligned([HEADER, *map(row, table)])] if table else ["no run is done yet"]
-    lines += ["", *left_over(runs, lacking)]
-    return "\n".join([*lines, f"written: {out}/summary.html, summary.md, summary.csv"])
 
 
 def row(cell: Cell) -> tuple[str, ...]:
@@ -179,7 +142,3 @@ def markdown(table: Sequence[Cell], runs: Sequence[Found], lacking: Sequence[Mis
         lines += ["", "## Missing", ""]
         lines += [f"- `{one.command}` ({one.state})" for one in lacking]
     return "\n".join([*lines, ""])
-
-
-if __name__ == "__main__":
-    main()

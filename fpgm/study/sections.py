@@ -7,10 +7,10 @@ from typing import Any
 
 from markupsafe import Markup
 
-from fpgm import study_plots
-from fpgm.findings import grouped, mean
 from fpgm.page import figure, page, table, text
-from fpgm.study_layers import Section, Study, densities, depths_of, norms, weights
+from fpgm.study import plots as study_plots
+from fpgm.study.findings import grouped, mean
+from fpgm.study.layers import Section, Study, densities, depths_of, norms, weights
 
 MOST_LINES = 8  # in one drawing: those furthest from 0
 RELATIONS = {"above": "above its null", "as": "like its null", "below": "below its null"}

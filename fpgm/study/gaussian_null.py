@@ -13,9 +13,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from fpgm.agreement import Array, fisher, kendall, overlap, spearman, spread_of
 from fpgm.criteria import CRITERIA
 from fpgm.ranking import levelled
+from fpgm.study.agreement import Array, fisher, kendall, overlap, spearman, spread_of
 
 Shape = tuple[int, ...]
 SCALE_FREE = frozenset({"random"})  # the others are proportional to the weights

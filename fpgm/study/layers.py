@@ -7,8 +7,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from fpgm import study_plots
 from fpgm.page import figure, table, text
+from fpgm.study import plots as study_plots
 
 Study = Mapping[str, Any]
 Section = tuple[str, Sequence[Markup]]

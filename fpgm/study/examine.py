@@ -9,17 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from fpgm import findings, summary, tables
-from fpgm.agreement import Array, by_chance, spread_of
-from fpgm.applicability import comparable, shares, spread
-from fpgm.diagnosis import density, diagnose
-from fpgm.distribution import battery, verdict
 from fpgm.evidence import DATA, NEEDS
-from fpgm.gaussian_null import Shape, count_draws, draw, figures, whole_network
-from fpgm.scored_layers import Watch, scored_layers
-from fpgm.scoring import Layer
-from fpgm.settings import NORMALISE, Settings
-from fpgm.subject import Subject
+from fpgm.study import findings, summary, tables
+from fpgm.study.agreement import Array, by_chance, spread_of
+from fpgm.study.applicability import comparable, shares, spread
+from fpgm.study.diagnosis import density, diagnose
+from fpgm.study.distribution import battery, verdict
+from fpgm.study.gaussian_null import Shape, count_draws, draw, figures, whole_network
+from fpgm.study.scored_layers import Watch, scored_layers
+from fpgm.study.scoring import Layer
+from fpgm.study.settings import NORMALISE, Settings
+from fpgm.study.subject import Subject
 
 SCHEMA = 1
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fpgm.collect import Found
 from fpgm.config import flatten
-from fpgm.paper import EPOCHS, Published, counterpart
+from fpgm.report.collect import Found
+from fpgm.report.paper import EPOCHS, Published, counterpart
 
 # How a run is made, not what it is.
 _NO_MATTER = {

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from fpgm.agreement import Array
+from fpgm.study.agreement import Array
 
 SAMPLE = 5000  # weights that are tested
 CHANNELS = 48  # input channels whose correlations are computed

@@ -12,9 +12,9 @@ from torch import Tensor
 from fpgm.criteria import CRITERIA
 from fpgm.evidence import DATA, NEEDS, RANK_IMAGES, gather, missing
 from fpgm.images import Images
-from fpgm.scoring import Layer, convolutions, live_layers, score, score_with
-from fpgm.settings import Settings, StudyError
-from fpgm.subject import Subject
+from fpgm.study.scoring import Layer, convolutions, live_layers, score, score_with
+from fpgm.study.settings import Settings, StudyError
+from fpgm.study.subject import Subject
 
 Watch = Callable[[str, list[Any]], Iterable[Any]]  # shows how far a loop is, as tqdm does
 

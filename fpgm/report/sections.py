@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from fpgm import page
-from fpgm import report_plots as plots
-from fpgm.cells import Cell
-from fpgm.collect import Found, Missing
-from fpgm.paper import Published, published
-from fpgm.report import HEADER, NOTE, row
+from fpgm.report import plots as plots
+from fpgm.report.cells import Cell
+from fpgm.report.collect import Found, Missing
+from fpgm.report.paper import Published, published
+from fpgm.report.table import HEADER, NOTE, row
 
 Section = tuple[str, Sequence[Markup]]
 

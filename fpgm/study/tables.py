@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from fpgm.agreement import Array, fisher, kendall, overlap, spearman, tie_rate
-from fpgm.applicability import gaps, spread, stability
 from fpgm.ranking import pruned_count
+from fpgm.study.agreement import Array, fisher, kendall, overlap, spearman, tie_rate
+from fpgm.study.applicability import gaps, spread, stability
 
 Row = dict[str, Any]
 Where = Mapping[str, Any]  # scope and layer, at the front of every row

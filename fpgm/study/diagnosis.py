@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from fpgm.agreement import Array
+from fpgm.study.agreement import Array
 
 POINTS = 120
 

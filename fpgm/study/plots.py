@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from fpgm.report_plots import style
+from fpgm.report.plots import style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

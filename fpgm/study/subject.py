@@ -18,7 +18,7 @@ from fpgm.data import load as load_data
 from fpgm.image_folder import DataError
 from fpgm.images import Images
 from fpgm.run import RunError, read_config
-from fpgm.settings import StudyError
+from fpgm.study.settings import StudyError
 from fpgm.typed import ConfigError, build
 
 

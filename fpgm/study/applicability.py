@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from fpgm.agreement import Array, jaccard, pruned, tie_rate
 from fpgm.ranking import normalised, pruned_count
+from fpgm.study.agreement import Array, jaccard, pruned, tie_rate
 
 
 def spread(scores: Array) -> dict[str, Array]:

@@ -1,0 +1,1 @@
+"""`fpgm-report`: many runs as tables and pictures, the papers beside them. No torch."""

@@ -1,0 +1,3 @@
+from fpgm.report.command import main
+
+main()

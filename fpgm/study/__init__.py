@@ -1,0 +1,1 @@
+"""`fpgm-study`: do pruning criteria agree on a network, and can they tell its filters apart?"""

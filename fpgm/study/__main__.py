@@ -1,0 +1,3 @@
+from fpgm.study.command import main
+
+main()
