@@ -15,13 +15,13 @@ from types import EllipsisType
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from fpgm import emission
 from fpgm import operations as ops
 from fpgm.counting import cost
 from fpgm.coupling import Block
+from fpgm.followers import is_relu
 from fpgm.graph import ChannelGraph, trace
 from fpgm.rewriting import Rewriter
 
@@ -29,8 +29,6 @@ Place = tuple[Tensor, ...] | EllipsisType  # of the compact parameter's entries 
 
 MULTIPLE = 8  # of channels: others take longer than they save
 WORTH = 0.75  # of the MACs: above it, time is not saved either (docs/performance.md)
-
-_RELUS = {F.relu, F.relu_, torch.relu, torch.relu_, F.relu6, "relu", "relu_"}
 
 
 class Compacted:
@@ -185,7 +183,7 @@ def _rests(norm: nn.Module, absent: Tensor) -> bool:
 def _rectified(node: fx.Node, graph: ChannelGraph) -> bool:
     """Whether all that reads a node is a ReLU, at once or behind adds."""
     return all(
-        _is_relu(user, graph) or (graph.kinds[user] == ops.ADD and _rectified(user, graph))
+        is_relu(user, graph) or (graph.kinds[user] == ops.ADD and _rectified(user, graph))
         for user in node.users
     )
 
@@ -195,10 +193,4 @@ def _from_relu(node: fx.Node, graph: ChannelGraph, rewriter: Rewriter) -> bool:
     while graph.kinds[node] in (ops.SLICE, ops.POOL, ops.PAD):
         node = node.all_input_nodes[0]
     channels = rewriter.channels[node]
-    return (channels is not None and channels.whole) or _is_relu(node, graph)
-
-
-def _is_relu(node: fx.Node, graph: ChannelGraph) -> bool:
-    if node.op == "call_module":
-        return type(graph.module.get_submodule(str(node.target))) in (nn.ReLU, nn.ReLU6)
-    return node.target in _RELUS
+    return (channels is not None and channels.whole) or is_relu(node, graph)

@@ -169,6 +169,17 @@ def _global_contradictions(config: Config) -> Iterable[str]:
         )
 
 
+# Keys that runs of earlier versions do not have, with what those did.
+_ADDED: dict[str, Any] = {"scope": "layer", "scope_norm": "mean", "floor": 0.1}
+_ADDED_TO_CRITERION: dict[str, Any] = {"batches": None, "slimming": None}
+
+
+def completed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of a run of this version or an earlier one, with all keys of this one."""
+    criterion = {**_ADDED_TO_CRITERION, **values.get("criterion", {})}
+    return {**_ADDED, **values, "criterion": criterion}
+
+
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Keys at which two nested configurations differ, as `key: old -> new`."""
     a, b = flatten(old), flatten(new)

@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 
 from fpgm.atomic import write_text
-from fpgm.config import differences, flatten
+from fpgm.config import completed, differences, flatten
 
 log = logging.getLogger("fpgm")
 
@@ -38,7 +38,7 @@ def read_config(directory: Path) -> dict[str, Any]:
     path = directory / "config.yaml"
     if not path.exists():
         raise RunError(f"{directory}: no config.yaml, so it is no run directory")
-    return dict(yaml.safe_load(path.read_text()))
+    return completed(yaml.safe_load(path.read_text()))
 
 
 class Run:
@@ -188,7 +188,7 @@ class Run:
             (self.directory / n).exists() for n in ("last.pt", "previous.pt", "report.json")
         )
         if path.exists() and begun:
-            changed = differences(read_config(self.directory), self.config)
+            changed = differences(read_config(self.directory), completed(self.config))
             if changed:
                 raise RunError(
                     f"{self.directory} holds a run of another configuration ({'; '.join(changed)}):"

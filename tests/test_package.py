@@ -16,6 +16,7 @@ import fpgm
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "fpgm"
+PACKAGES = ("fpgm", "fpgm.report", "fpgm.study")
 NOTHING_OF_THE_PACKAGE = {
     "typed",
     "criteria",

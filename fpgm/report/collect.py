@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from fpgm import grid
+from fpgm.config import completed
 from fpgm.run import SCHEMA
 
 
@@ -57,7 +58,7 @@ def collect(directories: Sequence[Path]) -> list[Found]:
 def read(directory: Path) -> Found:
     """One run directory, whatever state it is in."""
     try:
-        config = dict(yaml.safe_load((directory / "config.yaml").read_text()))
+        config = completed(yaml.safe_load((directory / "config.yaml").read_text()))
         history = _history(directory / "history.csv")
     except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
         line = str(error).splitlines()[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from markupsafe import Markup
@@ -72,7 +72,13 @@ def _similarity(study: Study) -> Section:
               _two(r["global"]), _two(r["global_null"]), RELATIONS.get(r["global_relation"]))
              for r in pairs),
         ),
+        *_over_depth(study),
     ]  # fmt: skip
+    return "Similarity", parts
+
+
+def _over_depth(study: Study) -> Iterator[Markup]:
+    """The similarity of the layers, a line for each pair of criteria."""
     depths = depths_of(study)
     layers = [row for row in study["similarity"] if row["scope"] == "layer"]
     by_pair = grouped(layers, "a", "b").items()
@@ -90,8 +96,7 @@ def _similarity(study: Study) -> Section:
                 caption = (
                     f"Spearman over depth, pairs with another criterion, {MOST_LINES} at most."
                 )
-            parts.append(figure(study_plots.over_depth(series, "Spearman"), caption))
-    return "Similarity", parts
+            yield figure(study_plots.over_depth(series, "Spearman"), caption)
 
 
 def _overlap(study: Study) -> Section:
