@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fpgm.config import flatten
+from fpgm.config import completed, flatten
 from fpgm.run import RunError, read_config
 
 # What a baseline need not share with the run that starts from it.
@@ -19,17 +19,28 @@ _OF_PRUNING = (
 def find_baseline(directory: Path, config: Mapping[str, Any], words: Iterable[str]) -> Path:
     """The finished baseline of the same data set, network and seed that lies beside `directory`.
 
-    words: the command line, for the command that would make one. Of several, the one that was
-    trained for as many epochs. Raises RunError where there is none.
+    words: the command line, for the command that would make one. Of several, the one that this
+    run has begun with, or the only one of as many epochs. Raises RunError where there is none, and
+    where it is not clear which is meant.
     """
-    found = []
+    found = {}
     for other in sorted(path.parent for path in directory.parent.glob("*/report.json")):
         theirs = read_config(other)
         scratch = theirs["rate"] == 0 and not theirs["macs_target"] and not theirs["pretrained"]
         if scratch and _identity(theirs) == _identity(config):
-            found.append((theirs["epochs"] == config["epochs"], other))
-    if found:
-        return max(found, key=lambda pair: pair[0])[1]
+            found[other] = theirs["epochs"] == config["epochs"]
+    begun = directory / "config.yaml"
+    before = Path(str(read_config(directory)["pretrained"])) if begun.exists() else None
+    if before in found:
+        return before
+    as_long = [other for other, same in found.items() if same] or list(found)
+    if len(as_long) == 1:
+        return as_long[0]
+    if as_long:
+        raise RunError(
+            f"pretrained=baseline: could be any of {', '.join(map(str, as_long))}; name the one "
+            "with pretrained=DIR"
+        )
     kept = [w for w in words if w.partition("=")[0].split(".")[0].lstrip("+") not in _OF_PRUNING]
     kept.sort(key=lambda word: not word.startswith("experiment="))
     raise RunError(
@@ -41,10 +52,10 @@ def find_baseline(directory: Path, config: Mapping[str, Any], words: Iterable[st
 
 def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
     """What a baseline and the runs that start from it have in common."""
-    keys = ("dataset.", "arch", "seed")
+    keys = ("dataset.", "arch", "seed", "criterion.slimming")
     # workers and on_error: how images are read, not which.
     return {
         key: value
-        for key, value in flatten(config).items()
+        for key, value in flatten(completed(config)).items()
         if key.startswith(keys) and key not in ("dataset.workers", "dataset.on_error")
     }

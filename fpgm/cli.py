@@ -29,13 +29,16 @@ if TYPE_CHECKING:
     from fpgm.run import Run
 
 
+_PATHS = ("pretrained", "dataset.root", "hydra.run.dir", "hydra.sweep.dir")
+
+
 def quoted(word: str) -> str:
     """A path such as outputs/criterion=gm,rate=0.4 put in quotes, as Hydra's grammar wants it.
 
     What is a path as a whole is one; else, if its parts between commas all are, it is a sweep.
     """
     key, _, value = word.partition("=")
-    if key not in ("pretrained", "dataset.root", "hydra.run.dir") or re.match("['\"$]|$", value):
+    if key not in _PATHS or re.match("['\"$]|$", value):
         return word
     parts = value.split(",")
     sweep = not _exists(value) and len(parts) > 1 and all(map(_exists, parts))
@@ -74,6 +77,12 @@ def job(words: DictConfig) -> None:
             raise
         line = explain(error)
         print(f"rank {RANK}: {line}" if RANK else line, file=sys.stderr)
+        if _sweeping() and not RANK and directory.is_dir() and not any(directory.iterdir()):
+            (directory / "train.log").write_text(f"ERROR {line}\n")  # before there was a run
+        if WORLD > 1:
+            # The others may wait for this one in the middle of the job: none begins the next.
+            _remember("")
+            sys.exit(1)
         if not _remember(f"{directory}: {line}" if _sweeping() else ""):
             raise  # the launcher hands it to main(), if to nobody else
         with contextlib.suppress(OSError):
@@ -87,8 +96,9 @@ def run_job(words: DictConfig, directory: Path) -> None:
 
     config = Config.of(OmegaConf.to_container(words, resolve=True))  # type: ignore[arg-type]
     if config.pretrained == "baseline":
-        given = HydraConfig.get().overrides.task
-        baseline = find_baseline(directory, config.as_dict(), given)
+        given = HydraConfig.get().overrides
+        place = [word for word in given.hydra if word.startswith("hydra.sweep.dir=")]
+        baseline = find_baseline(directory, config.as_dict(), [*given.task, *place])
         config = replace(config, pretrained=str(baseline))
     if RANK:
         follow(config, directory)

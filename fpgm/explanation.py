@@ -46,7 +46,7 @@ def explain(error: Exception) -> str:
     return f"{type(error).__name__}: {first} (HYDRA_FULL_ERROR=1 shows where)"
 
 
-_ELSEWHERE = "; choose another place with hydra.run.dir="
+_ELSEWHERE = "; choose another place with hydra.run.dir= (of a sweep: hydra.sweep.dir=)"
 _ADVICE = {
     errno.ENOSPC: "; free some space and start the same command again, it goes on where it was",
     errno.EACCES: _ELSEWHERE,

@@ -7,10 +7,12 @@ of its values. Words on the command line whose key some row has choose among the
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import json
 import re
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -77,22 +79,19 @@ def runs(rows: Sequence[Mapping[str, Any]]) -> list[Words]:
 def chosen(rows: Sequence[Mapping[str, Any]], asked: Sequence[str]) -> list[Words]:
     """The runs that `asked` (one value a key) means, with the words that hold for all of them.
 
-    KEY=null means those that leave a key open. Raises GridError where there is none.
+    KEY=null means those that leave a key open. None, where no run has all the words together.
+    Raises GridError for a word that no run has.
     """
     keys = {key for row in rows for key in row}
     wanted = [word for word in asked if _key(word) in keys]
     rest = [word for word in asked if _key(word) not in keys]
     everything = runs(rows)
     for word in wanted:
-        values = {
-            w.partition("=")[2]: None for run in everything for w in run if _same_key(w, word)
-        }
         if not any(_says(run, word) for run in everything):
+            own = (next((w for w in run if _same_key(w, word)), "=null") for run in everything)
+            values = dict.fromkeys(w.partition("=")[2] for w in own)
             raise GridError(f"{word}: not in this grid, choose one of {', '.join(values)}")
-    found = [run for run in everything if all(_says(run, word) for word in wanted)]
-    if not found:
-        raise GridError(f"{' '.join(wanted)}: no run of this grid has these together")
-    return [[*run, *rest] for run in found]
+    return [[*run, *rest] for run in everything if all(_says(run, word) for word in wanted)]
 
 
 def everything(rows: Sequence[Mapping[str, Any]], asked: Sequence[str]) -> list[Words]:
@@ -116,16 +115,34 @@ def command(job: Sequence[str], jobs: Iterable[Sequence[str]]) -> str:
 
 def remember(directory: Path, jobs: Mapping[str, Words]) -> None:
     """Write into a grid's directory which runs it is to have, run directory -> words; those
-    asked for before stay. Raises OSError."""
-    everything = {**remembered(directory), **jobs}
+    asked for before stay. Raises OSError, GridError."""
     directory.mkdir(parents=True, exist_ok=True)
-    write_text(directory / FILE, json.dumps(everything, indent=1) + "\n")
+    with (directory / ".lock").open("w") as lock:  # of two parts started together
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        everything = {**remembered(directory), **jobs}
+        write_text(directory / FILE, json.dumps(everything, indent=1) + "\n")
 
 
 def remembered(directory: Path) -> dict[str, Words]:
-    """What `remember` wrote, nothing where it did not."""
+    """What `remember` wrote, nothing where it did not. Raises GridError."""
     path = directory / FILE
-    return dict(json.loads(path.read_text())) if path.exists() else {}
+    try:
+        return dict(json.loads(path.read_text())) if path.exists() else {}
+    except ValueError as error:
+        raise GridError(
+            f"{path}: damaged; delete it, the sweep's command writes it again"
+        ) from error
+
+
+def check_places(jobs: Sequence[Words], places: Sequence[str]) -> None:
+    """Raise GridError where two jobs of a sweep would write into one directory."""
+    for place, count in Counter(places).items():
+        if count > 1:
+            a, b = [job for job, own in zip(jobs, places, strict=True) if own == place][:2]
+            differ = " and ".join(sorted(set(a) ^ set(b)))
+            raise GridError(
+                f"{differ}: would share {place}; give each a sweep of its own with hydra.sweep.dir="
+            )
 
 
 def _key(word: str) -> str:

@@ -27,6 +27,7 @@ from fpgm.config import completed, differences, flatten
 log = logging.getLogger("fpgm")
 
 SCHEMA = 1
+_ELSEWHERE = "choose another directory with hydra.run.dir= (of a sweep: hydra.sweep.dir=)"
 
 
 class RunError(RuntimeError):
@@ -92,7 +93,7 @@ class Run:
         if report["schema"] != SCHEMA:
             raise RunError(
                 f"{path}: schema {report['schema']}, this fpgm reads {SCHEMA}; install the version "
-                "that wrote it or choose another directory with hydra.run.dir="
+                f"that wrote it or {_ELSEWHERE}"
             )
         return dict(report)
 
@@ -113,18 +114,16 @@ class Run:
         writer.writeheader()
         writer.writerows(history)
         write_text(self.directory / "history.csv", text.getvalue())
-        new = history[-1:]
+        row = history[-1]
         if self._board is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            # Written again from the first epoch on: what a killed run left may have gaps.
-            self._board = SummaryWriter(str(self.directory), purge_step=history[0]["epoch"])
-            new = history
-        for row in new:
-            for key in row.keys() - {"epoch"}:
-                self._board.add_scalar(key, row[key], row["epoch"])
+            # A killed run may have written this epoch, in part or as a whole, but no later one.
+            self._board = SummaryWriter(str(self.directory), purge_step=row["epoch"])
+        for key in row.keys() - {"epoch"}:
+            self._board.add_scalar(key, row[key], row["epoch"])
         for layer, values in (scores or {}).items():
-            self._board.add_histogram(f"score/{layer}", values, history[-1]["epoch"])
+            self._board.add_histogram(f"score/{layer}", values, row["epoch"])
         self._board.flush()
 
     def finish(self, report: Mapping[str, Any], markdown: str) -> None:
@@ -175,8 +174,7 @@ class Run:
             os.close(self._lock)
             self._lock = None
             raise RunError(
-                f"{self.directory} is in use by process {owner}: wait for it, or choose another "
-                "directory with hydra.run.dir="
+                f"{self.directory} is in use by process {owner}: wait for it, or {_ELSEWHERE}"
             ) from error
         os.ftruncate(self._lock, 0)
         os.write(self._lock, str(os.getpid()).encode())
@@ -192,7 +190,7 @@ class Run:
             if changed:
                 raise RunError(
                     f"{self.directory} holds a run of another configuration ({'; '.join(changed)}):"
-                    " choose another directory with hydra.run.dir="
+                    f" {_ELSEWHERE}"
                 )
         else:
             write_text(path, yaml.safe_dump(dict(self.config), sort_keys=False))

@@ -61,6 +61,7 @@ def train(config: Config, run: Run, ranks: Ranks = ALONE) -> dict[str, Any] | No
                 "optimizer": job.optimizer.state_dict(),
                 "keep": job.pruning.keep,
                 "rate": rate,
+                "scores": job.pruning.finite_scores(),
                 "history": history,
             }
             checkpoint.save_epoch(run.directory, reached)
@@ -90,7 +91,7 @@ def _announce(
         log.warning("warning: %s", problem)
     if history and job.ranks.first:
         log.info("resuming after epoch %d of %d", len(history), config.epochs)
-        run.record(history)  # it may have been killed before it could
+        run.record(history, job.pruning.finite_scores())  # it may have been killed before it could
 
 
 def resume(job: Job, state: dict[str, Any] | None) -> list[dict[str, Any]]:
@@ -103,6 +104,7 @@ def resume(job: Job, state: dict[str, Any] | None) -> list[dict[str, Any]]:
         job.optimizer.load_state_dict(state["optimizer"])
         job.pruning.use(state["keep"])
         job.pruning.rate = state.get("rate")
+        job.pruning.scores = state.get("scores", {})
         history = state["history"]
     job.set_up()
     return history

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from fpgm import grid
 
@@ -30,27 +31,37 @@ class Grid(BasicSweeper):
         jobs = combinations
         if self.rows:
             jobs = [job for asked in combinations for job in grid.chosen(self.rows, asked)]
+            if not jobs:
+                given = " ".join(arguments)
+                raise grid.GridError(f"{given}: no run of this grid has these together")
             self._remember(combinations)
         waves = grid.waves(jobs)
-        for wave in waves:
-            self.validate_batch_is_legal(wave)
+        jobs = [job for wave in waves for job in wave]
+        composed = [self._composed(job).hydra for job in jobs]
+        if not self.rows and any(own.sweeper.get("rows") for own in composed):
+            raise grid.GridError("experiment=a,b: one grid at a time, each in a command of its own")
+        grid.check_places(jobs, [f"{own.sweep.dir}/{own.sweep.subdir}" for own in composed])
         # The launcher makes this directory before those of the jobs: never one of another grid.
-        self.config.hydra.sweep.dir = self._directory(jobs[0])
+        self.config.hydra.sweep.dir = composed[0].sweep.dir
         count = 0
         for wave in waves:
             for result in self.launcher.launch(wave, initial_job_idx=count):
                 _ = result.return_value  # raises what the job has raised
             count += len(wave)
 
-    def _directory(self, job: Sequence[str]) -> str:
-        """Where the grid of a job lies."""
+    def _composed(self, job: Sequence[str]) -> DictConfig:
+        """A job's configuration. Raises Hydra's errors for words that cannot be composed."""
         assert self.hydra_context is not None
-        loader = self.hydra_context.config_loader
-        return str(loader.load_sweep_config(self.config, list(job)).hydra.sweep.dir)
+        return self.hydra_context.config_loader.load_sweep_config(self.config, list(job))
 
     def _remember(self, combinations: Sequence[Sequence[str]]) -> None:
         """Note all runs of the grid, those not asked for now too: a report names the missing."""
+        assert self.config is not None
+        if int(os.environ.get("RANK", 0)):
+            return
+        given = self.config.hydra.overrides.hydra
+        place = [word for word in given if word.startswith("hydra.sweep.dir=")]
         for asked in combinations:
             jobs = grid.everything(self.rows, asked)
-            directory = Path(self._directory(jobs[0]))
-            grid.remember(directory, {grid.place(job, self.rows)[1]: job for job in jobs})
+            directory = Path(self._composed(jobs[0]).hydra.sweep.dir)
+            grid.remember(directory, {grid.place(job, self.rows)[1]: job + place for job in jobs})

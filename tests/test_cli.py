@@ -297,7 +297,8 @@ def test_sweep_runs_every_job_in_its_own_directory_and_one_failure_stops_no_othe
         name = f"criterion={criterion},dataset=digits,epochs=1,rate="
         assert "epoch 1/1" in (tmp_path / "outputs" / f"{name}0.3" / "train.log").read_text()
         assert report(tmp_path / "outputs" / f"{name}0.3")["status"] == "done"
-        assert not (tmp_path / "outputs" / f"{name}7").exists()
+        log = (tmp_path / "outputs" / f"{name}7" / "train.log").read_text()
+        assert log.startswith("ERROR rate=7: must be at least 0 and below 1")
 
 
 def test_interrupted_sweep_lists_what_had_failed_and_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -15,7 +15,9 @@ from test_cli import report, run
 from test_config import CONFIGS, compose
 
 from fpgm import grid
+from fpgm.baseline import find_baseline
 from fpgm.config import Config
+from fpgm.run import RunError
 
 ROWS = [
     {"arch": ["a", "b"], "rate": 0},
@@ -54,8 +56,56 @@ def test_words_of_a_row_choose_a_part_and_all_others_hold_for_every_run() -> Non
 def test_words_that_no_run_has_are_named_with_what_there_is() -> None:
     with pytest.raises(grid.GridError, match=r"arch=c: not in this grid, choose one of a, b$"):
         grid.chosen(ROWS, ["arch=c"])
-    with pytest.raises(grid.GridError, match=r"arch=b rate=0.3: no run .* these together"):
-        grid.chosen(ROWS, ["arch=b", "rate=0.3"])
+    with pytest.raises(grid.GridError, match=r"criterion=mix: .* choose one of null, gm, l2$"):
+        grid.chosen(ROWS, ["criterion=mix"])
+    assert grid.chosen(ROWS, ["arch=b", "rate=0.3"]) == []
+
+
+def test_jobs_that_would_share_a_directory_are_refused_before_any_starts(tmp_path: Path) -> None:
+    for name in ("x", "y"):
+        (tmp_path / name / "images").mkdir(parents=True)
+    words = ("--multirun", "dataset=image_folder", "dataset.root=x/images,y/images", "epochs=1")
+    status, out, err = run(tmp_path, *words)
+    assert (status, out) == (1, "")
+    (line,) = err.splitlines()
+    assert "would share outputs/" in line
+    assert "hydra.sweep.dir=" in line
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["arch=resnet56", "rate=0.3"], "no run of this grid has these together"),
+        (["arch=resnet18"], "arch=resnet18: not in this grid, choose one of resnet20, resnet32"),
+    ],
+)
+def test_a_grid_without_such_runs_says_so_in_a_line(
+    words: list[str], line: str, tmp_path: Path
+) -> None:
+    status, out, err = run(tmp_path, "experiment=fpgm_table1", *words)
+    assert (status, out) == (1, "")
+    assert line in err
+    assert len(err.splitlines()) == 1
+
+
+def test_two_grids_at_once_are_refused(tmp_path: Path) -> None:
+    status, out, err = run(tmp_path, "--multirun", "experiment=smoke,quick")
+    assert (status, out) == (1, "")
+    assert err.strip() == "experiment=a,b: one grid at a time, each in a command of its own"
+
+
+def test_several_values_choose_the_runs_that_there_are(tmp_path: Path) -> None:
+    words = ["experiment=fpgm_table1", "arch=resnet20,resnet56", "rate=0.3,0.4", "seed=0"]
+    found = [
+        job
+        for a in ("resnet20", "resnet56")
+        for r in (0.3, 0.4)
+        for job in grid.chosen(jobs_rows("fpgm_table1"), [f"arch={a}", f"rate={r}"])
+    ]
+    assert len(found) == 7
+    status, _, err = run(tmp_path, *words, "dataset.root=/nowhere/at/all", "device=tpu")
+    assert status == 1
+    assert err.count("device=tpu: choose one of") == 2 * 7  # at once, and in the list
 
 
 @settings(deadline=None)
@@ -96,10 +146,13 @@ def test_what_was_asked_for_before_stays_known(tmp_path: Path) -> None:
 EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
 
 
-def jobs_of(experiment: str) -> list[list[str]]:
+def jobs_rows(experiment: str) -> list[dict]:
     content = yaml.safe_load((CONFIGS / "experiment" / f"{experiment}.yaml").read_text())
-    sweeper = content.get("hydra", {}).get("sweeper", {"rows": [{}]})
-    return grid.runs(sweeper["rows"])
+    return content.get("hydra", {}).get("sweeper", {"rows": [{}]})["rows"]
+
+
+def jobs_of(experiment: str) -> list[list[str]]:
+    return grid.runs(jobs_rows(experiment))
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -115,7 +168,7 @@ def test_every_experiment_opens_with_its_command_and_its_cost(experiment: str) -
     assert f"#   fpgm-train experiment={experiment}" in text
     seeds = re.search(r'seed: "([\d,]+)"', text)
     count = len(jobs_of(experiment)) * (len(seeds[1].split(",")) if seeds else 1)
-    assert re.search(rf"(?m)^# Cost: {count} runs?, .* hours|minutes on a GPU$", text)
+    assert re.search(rf"(?m)^# Cost: {count} runs?, .* (hours|minutes) on a GPU$", text)
 
 
 @pytest.mark.parametrize("arch", [18, 34, 50, 101])
@@ -215,3 +268,30 @@ def test_a_failed_run_of_a_grid_keeps_its_error_in_its_own_log(tmp_path: Path) -
     (line,) = log.read_text().splitlines()
     assert "ERROR dataset.root=nowhere: no such directory" in line
     assert err.count("nowhere") >= 2  # at once, and in the summary
+
+
+def test_a_baseline_is_the_plain_one_and_never_a_guess(tmp_path: Path) -> None:
+    def config(*words: str) -> dict:
+        return Config.of(compose("dataset=digits", *words)).as_dict()
+
+    def finished(name: str, *words: str) -> Path:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text(yaml.safe_dump(config(*words)))
+        (tmp_path / name / "report.json").write_text("{}")
+        return tmp_path / name
+
+    own, wanted = tmp_path / "own", config("rate=0.4")
+    finished("a", "rate=0", "criterion=bn_gamma", "criterion.slimming=1e-4")
+    finished("b", "rate=0", "seed=1")
+    with pytest.raises(RunError, match=r"no finished run at rate=0 .* fpgm-train rate=0"):
+        find_baseline(own, wanted, [])
+    short = finished("c", "rate=0", "epochs=3")
+    assert find_baseline(own, wanted, []) == short
+    same = finished("d", "rate=0")
+    assert find_baseline(own, wanted, []) == same
+    finished("e", "rate=0", "batch_size=32")
+    with pytest.raises(RunError, match=r"could be any of .*/d, .*/e; name the one"):
+        find_baseline(own, wanted, [])
+    own.mkdir()
+    (own / "config.yaml").write_text(yaml.safe_dump({**wanted, "pretrained": str(short)}))
+    assert find_baseline(own, wanted, []) == short  # it has begun with that one

@@ -32,7 +32,9 @@ from fpgm.report.plots import pareto
 COMMAND = str(Path(sysconfig.get_path("scripts")) / "fpgm-report")
 
 
-def a_run(where: Path, *words: str, top1: float = 91.0, epochs: int = 2, done: bool = True) -> Path:
+def a_run(
+    where: Path, *words: str, top1: float = 91.0, epochs: int | None = None, done: bool = True
+) -> Path:
     """A run directory as fpgm-train leaves it, with these figures."""
     where.mkdir(parents=True)
     config = Config.of(compose(*words)).as_dict()
@@ -42,6 +44,7 @@ def a_run(where: Path, *words: str, top1: float = 91.0, epochs: int = 2, done: b
     with (where / "history.csv").open("w") as file:
         writer = csv.DictWriter(file, ["epoch", *row])
         writer.writeheader()
+        epochs = config["epochs"] if epochs is None else epochs
         writer.writerows({"epoch": epoch + 1, **row} for epoch in range(epochs))
     macs = 40_551_040 if config["rate"] == 0 else 18_488_502
     content = {
@@ -99,7 +102,21 @@ def test_far_from_the_paper_is_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "verdict"),
     [
-        (("rate=0.4", "epochs=12"), "not comparable: 12 epochs, 200 there"),
+        (("rate=0.4", "epochs=12"), "not comparable: epochs=12 (200 there)"),
+        (("rate=0.4", "optimizer.lr=0.5"), "not comparable: optimizer.lr=0.5 (0.1 there)"),
+        (("rate=0.4", "tune=true"), "not comparable: tune=True (False there)"),
+        (("rate=0.4", "pretrained=x"), ""),
+        (
+            ("arch=resnet56", "rate=0.4", "pretrained=x"),
+            "not comparable: optimizer.lr=0.1 (0.01 there)",
+        ),
+        (
+            ("criterion=bn_gamma", "criterion.slimming=1e-4", "rate=0"),
+            "not comparable: criterion.slimming=0.0001 (None there)",
+        ),
+        (("rate=0.3", "criterion=l2", "schedule=soft", "schedule.settle=0.6"), ""),
+        (("rate=0.4", "schedule.zero_at_start=false"), ""),
+        (("rate=0.4", "criterion=gm", "scope=global"), ""),
         (("rate=0.4", "criterion=mix"), "not to be trusted: authors: log is not correct"),
         (("rate=0.4", "residual=shared"), ""),
         (("rate=0.4", "criterion=gm", "criterion.distance=l1"), ""),
@@ -144,6 +161,48 @@ def test_runs_that_differ_are_never_averaged_whatever_their_directories_say(tmp_
     assert [row["also"] for row in summary(tmp_path)] == ["optimizer.lr=0.05", "optimizer.lr=0.1"]
 
 
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        (["pretrained=o/epochs=9,rate=0,seed=0"], ["pretrained=o/epochs=1,rate=0,seed=1"]),
+        (["rate=0"], ["rate=0", "criterion=bn_gamma", "criterion.slimming=1e-4"]),
+        (
+            ["dataset=image_folder", "dataset.root=/x/i"],
+            ["dataset=image_folder", "dataset.root=/y/i"],
+        ),
+    ],
+)
+def test_runs_from_other_starts_penalties_or_images_are_never_averaged(
+    a: list[str], b: list[str], tmp_path: Path
+) -> None:
+    quote = [[re.sub(r"pretrained=(.*)", r"pretrained='\1'", w) for w in words] for words in (a, b)]
+    a_run(tmp_path / "a", "seed=0", *quote[0])
+    a_run(tmp_path / "b", "seed=1", *quote[1])
+    report([tmp_path], tmp_path)
+    assert [row["seeds"] for row in summary(tmp_path)] in (["0", "1"], ["1", "0"])
+
+
+def test_baselines_of_several_seeds_are_one_start(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        words = ["rate=0.4", f"seed={seed}", f"pretrained='outputs/g/rate=0,seed={seed}'"]
+        a_run(tmp_path / str(seed), *words)
+    report([tmp_path], tmp_path)
+    assert [row["seeds"] for row in summary(tmp_path)] == ["0 1"]
+
+
+@pytest.mark.parametrize(
+    ("std", "verdict"),
+    [(0.05, "outside both spreads"), (0.19, "within one spread"), (0.3, "within both spreads")],
+)
+def test_wide_spread_of_ours_alone_does_not_reach_the_paper(
+    std: float, verdict: str, tmp_path: Path
+) -> None:
+    centre = 90.44 + (0.19 if std != 0.19 else 0.195) - (0.0 if std != 0.05 else -0.1)
+    seeds(tmp_path, "rate=0.4", top1=(centre - std, centre, centre + std))
+    report([tmp_path], tmp_path)
+    assert summary(tmp_path)[0]["verdict"] == verdict
+
+
 def test_two_runs_of_one_seed_are_named_and_not_averaged(tmp_path: Path) -> None:
     a_run(tmp_path / "a", "rate=0.4", top1=90.0)
     a_run(tmp_path / "b", "rate=0.4", top1=92.0)
@@ -159,6 +218,7 @@ def test_two_runs_of_one_seed_are_named_and_not_averaged(tmp_path: Path) -> None
         ('{"schema": 2}', "schema 2 of its report.json, this fpgm reads 1"),
         ('{"schema": 1', "its report.json is damaged"),
         ("[]", "its report.json is damaged"),
+        ('{"schema": 1}', "its report.json is damaged"),
     ],
 )
 def test_report_that_cannot_be_read_is_named(tmp_path: Path, content: str, why: str) -> None:
@@ -173,7 +233,7 @@ def test_missing_runs_are_listed_with_the_command_for_each(tmp_path: Path) -> No
     jobs = {f"rate=0.4,seed={s}": ["rate=0.4", f"seed={s}", "experiment=e"] for s in range(3)}
     grid.remember(tmp_path, jobs)
     a_run(tmp_path / "rate=0.4,seed=0", "rate=0.4", "seed=0")
-    a_run(tmp_path / "rate=0.4,seed=1", "rate=0.4", "seed=1", "epochs=9", done=False)
+    a_run(tmp_path / "rate=0.4,seed=1", "rate=0.4", "seed=1", "epochs=9", epochs=2, done=False)
     text = report([tmp_path], tmp_path)
     assert "missing: fpgm-train experiment=e rate=0.4 seed=1   (cut off at epoch 2 of 9)" in text
     assert "missing: fpgm-train experiment=e rate=0.4 seed=2   (not started)" in text

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from fpgm.config import flatten
 from fpgm.report.collect import Found
-from fpgm.report.paper import EPOCHS, Published, counterpart
+from fpgm.report.paper import Published, counterpart, deviations
 
 # How a run is made, not what it is.
 _NO_MATTER = {
@@ -65,24 +65,31 @@ class Cell:
         return Spread.of([_entry(run, keys) for run in self.runs])
 
     @property
+    def comparable(self) -> bool:
+        """Whether the paper's figure is one that can be trusted, by the same recipe."""
+        return self.paper is not None and self.paper.trust == "ok" and not deviations(self.config)
+
+    @property
     def paper(self) -> Published | None:
         return counterpart(self.config)
 
     def verdict(self) -> str:
-        """How the accuracy stands to the paper's, in words; empty where it prints none."""
+        """How the accuracy stands to the paper's, in words; empty where it prints none.
+
+        Within a spread: the difference of the means is at most that standard deviation.
+        """
         paper = self.paper
         if paper is None or paper.top1 is None or self.problem:
             return ""
         if paper.trust != "ok":
             return f"not to be trusted: {paper.note}"
-        epochs = EPOCHS[self.config["dataset"]["name"]]
-        if self.config["epochs"] != epochs:
-            return f"not comparable: {self.config['epochs']} epochs, {epochs} there"
+        if deviations(self.config):
+            return f"not comparable: {', '.join(deviations(self.config))}"
         ours = self.spread("accuracy", "compact_last")
         if ours.std is None or paper.std is None:
             return "no spread: one seed" if ours.std is None else "the paper prints no spread"
-        near = abs(ours.mean - paper.top1) <= ours.std + paper.std
-        return "within both spreads" if near else "outside both spreads"
+        within = sum(abs(ours.mean - paper.top1) <= std for std in (ours.std, paper.std))
+        return ("outside both spreads", "within one spread", "within both spreads")[within]
 
 
 def _entry(run: Found, keys: Iterable[str]) -> float:
@@ -139,10 +146,12 @@ def _identity(config: Mapping[str, Any]) -> dict[str, str]:
     flat = {key: value for key, value in flatten(config).items() if key not in _NO_MATTER}
     if _is_baseline(config):
         pruning = ("criterion.", "schedule.", "residual", "align", "scope")
-        flat = {key: value for key, value in flat.items() if not key.startswith(pruning)}
-    if config["dataset"]["name"] == "image_folder":
-        flat["dataset.root"] = Path(str(config["dataset"]["root"])).name
-    flat["pretrained"] = _start(config)
+        own = "criterion.slimming"  # this penalty is there in training without pruning, too
+        flat = {k: v for k, v in flat.items() if k == own or not k.startswith(pruning)}
+    if config["dataset"]["name"] == "image_folder":  # of the others the name says what they hold
+        flat["dataset.root"] = config["dataset"]["root"]
+    # The runs of a cell start from baselines that differ in the seed alone.
+    flat["pretrained"] = re.sub(r"seed=\d+", "seed=N", str(config["pretrained"]))
     return {key: str(value) for key, value in flat.items()}
 
 

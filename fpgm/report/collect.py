@@ -58,7 +58,10 @@ def collect(directories: Sequence[Path]) -> list[Found]:
 def read(directory: Path) -> Found:
     """One run directory, whatever state it is in."""
     try:
-        config = completed(yaml.safe_load((directory / "config.yaml").read_text()))
+        content = yaml.safe_load((directory / "config.yaml").read_text())
+        if not isinstance(content, dict) or not {"epochs", "seed", "rate"} <= content.keys():
+            raise ValueError("config.yaml is not one of a run")
+        config = completed(content)
         history = _history(directory / "history.csv")
     except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
         line = str(error).splitlines()[0]
@@ -77,7 +80,15 @@ def read(directory: Path) -> Found:
     if schema != SCHEMA:
         problem = f"schema {schema} of its report.json, this fpgm reads {SCHEMA}: another version"
         return Found(directory, config, None, history, problem)
+    if not all(part in report for part in _PARTS):
+        return Found(directory, config, None, history, "its report.json is damaged")
+    if len(history) != config["epochs"]:
+        problem = f"its history.csv has {len(history)} of {config['epochs']} epochs"
+        return Found(directory, config, None, history, problem)
     return Found(directory, config, report, history, None)
+
+
+_PARTS = ("accuracy", "compact", "reduction", "equivalence", "layers")
 
 
 def _history(path: Path) -> list[dict[str, float]]:
@@ -90,14 +101,14 @@ def _history(path: Path) -> list[dict[str, float]]:
 def missing(directories: Iterable[Path], runs: Iterable[Found]) -> list[Missing]:
     """What the grids below the directories lack, by what their sweeps noted."""
     by_place = {run.directory.resolve(): run for run in runs}
-    found = []
-    for directory in directories:
-        for file in sorted(directory.rglob(grid.FILE)):
-            jobs = grid.remembered(file.parent)
-            for name, words in jobs.items():
-                run = by_place.get((file.parent / name).resolve())
-                if run is None or run.problem is not None:
-                    state = "not started" if run is None else str(run.problem)
-                    command = grid.command(words, jobs.values())
-                    found.append(Missing(file.parent / name, state, command))
-    return found
+    found: dict[Path, Missing] = {}
+    for file in sorted(file for directory in directories for file in directory.rglob(grid.FILE)):
+        jobs = grid.remembered(file.parent)
+        for name, words in jobs.items():
+            place = file.parent / name
+            run = by_place.get(place.resolve())
+            if run is None or run.problem is not None:
+                state = "not started" if run is None else str(run.problem)
+                command = grid.command(words, jobs.values())
+                found[place.resolve()] = Missing(place, state, command)
+    return list(found.values())

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fpgm.atomic import write_text
+from fpgm.grid import GridError
 from fpgm.report.cells import cells
 from fpgm.report.collect import ReportError, collect, missing
 from fpgm.report.sections import html
@@ -26,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         print(report(options.directories, options.out or options.directories[0]))
-    except ReportError as error:
+    except (ReportError, GridError) as error:
         sys.exit(str(error))
     except OSError as error:
         sys.exit(f"{error.filename}: {error.strerror}; choose another place with --out")

@@ -17,7 +17,8 @@ HEADER = (
 NOTE = (
     "top-1: of the compact network after the last epoch, mean ± sample standard deviation over the "
     "seeds. best: of the best epoch, chosen on the test images as the papers chose theirs. "
-    "difference: ours after the last epoch minus the paper's. MACs: reduction, counted on the "
+    "difference: ours after the last epoch minus the paper's; within a spread: no larger "
+    "than that standard deviation. MACs: reduction, counted on the "
     "compact network; the paper's is its closed form with fractional channels. same answer: of the "
     "compact network and the zeroed one, share of the test images."
 )
@@ -32,9 +33,9 @@ def row(cell: Cell) -> tuple[str, ...]:
     if cell.problem:
         return (*head, "", cell.problem, "", published, "", "", "", cut, "")
     last = cell.spread("accuracy", "compact_last")
-    difference = (
-        "" if paper is None or paper.top1 is None else f"{_rounded(last.mean - paper.top1, 2):+.2f}"
-    )
+    difference = ""
+    if paper is not None and paper.top1 is not None and cell.comparable:
+        difference = f"{_rounded(last.mean - paper.top1, 2):+.2f}"
     return (
         *head,
         ",".join(map(str, cell.seeds)),
