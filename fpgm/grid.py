@@ -67,13 +67,13 @@ def place(words: Sequence[str], rows: Sequence[Mapping[str, Any]] | None) -> tup
 
 def runs(rows: Sequence[Mapping[str, Any]]) -> list[Words]:
     """All runs of the rows, each once, as words."""
-    found: dict[tuple[str, ...], None] = {}
+    found: dict[frozenset[str], Words] = {}
     for row in rows:
         values = [v if isinstance(v, list) else [v] for v in row.values()]
         for combination in itertools.product(*values):
-            pairs = zip(row, combination, strict=True)
-            found[tuple(f"{key}={_word(value)}" for key, value in pairs)] = None
-    return [list(words) for words in found]
+            words = [f"{key}={_word(v)}" for key, v in zip(row, combination, strict=True)]
+            found.setdefault(frozenset(words), words)
+    return list(found.values())
 
 
 def chosen(rows: Sequence[Mapping[str, Any]], asked: Sequence[str]) -> list[Words]:

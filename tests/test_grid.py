@@ -102,10 +102,10 @@ def test_several_values_choose_the_runs_that_there_are(tmp_path: Path) -> None:
         for r in (0.3, 0.4)
         for job in grid.chosen(jobs_rows("fpgm_table1"), [f"arch={a}", f"rate={r}"])
     ]
-    assert len(found) == 7
+    assert len(found) == 8
     status, _, err = run(tmp_path, *words, "dataset.root=/nowhere/at/all", "device=tpu")
     assert status == 1
-    assert err.count("device=tpu: choose one of") == 2 * 7  # at once, and in the list
+    assert err.count("device=tpu: choose one of") == 2 * 8  # at once, and in the list
 
 
 @settings(deadline=None)
