@@ -6,6 +6,7 @@ is undefined (a criterion that gives all filters one score) is nan.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -49,13 +50,27 @@ def tie_rate(scores: Array) -> Array:
     return rates
 
 
-def pruned(scores: Array, rates: Sequence[float]) -> Masks:
+def tie_order(names: Sequence[str], layer: str, size: tuple[int, ...], seed: int) -> Array:
+    """Uniform numbers that order filters of one score, each criterion's its own. (..., K, N).
+
+    size: (..., N). Filters come sorted by their norms (fpgm.study.scoring): were ties to go by
+    place, every criterion would agree with l2 as far as it is tied, and with itself whatever is
+    done to it. Seeded by the names, so that what other criteria are asked for does not matter.
+    """
+    rows = [
+        np.random.default_rng([seed, zlib.crc32(f"ties/{layer}/{name}".encode())]).random(size)
+        for name in names
+    ]
+    return np.stack(rows, axis=-2)
+
+
+def pruned(scores: Array, rates: Sequence[float], ties: Array) -> Masks:
     """Which filters each criterion prunes at each rate. (..., N) -> (R, ..., N).
 
-    Ties go by place, lowest first.
+    ties: numbers that broadcast to (..., N); of filters with one score the lowest goes first.
     """
     place = np.empty(scores.shape, dtype=np.int64)
-    order = np.argsort(scores, axis=-1, kind="stable")
+    order = np.lexsort((np.broadcast_to(ties, scores.shape), scores), axis=-1)
     np.put_along_axis(place, order, np.broadcast_to(np.arange(scores.shape[-1]), scores.shape), -1)
     counts = np.array([pruned_count(scores.shape[-1], rate) for rate in rates])
     masks: Masks = place[None] < counts.reshape(-1, *[1] * scores.ndim)
@@ -70,9 +85,9 @@ def jaccard(a: Masks, b: Masks) -> Array:
     return shared
 
 
-def overlap(scores: Array, rates: Sequence[float]) -> Array:
-    """Jaccard overlap of the sets that two criteria prune. (K, N) -> (R, K, K)."""
-    masks = pruned(scores, rates)
+def overlap(scores: Array, rates: Sequence[float], ties: Array) -> Array:
+    """Jaccard overlap of the sets that two criteria prune. (K, N), ties (K, N) -> (R, K, K)."""
+    masks = pruned(scores, rates, ties)
     return jaccard(masks[:, :, None], masks[:, None])
 
 

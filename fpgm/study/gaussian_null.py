@@ -49,13 +49,16 @@ def figures(draws: Array, rates: Sequence[float]) -> dict[str, Array]:
     Returns spearman (3, K, K), kendall (3, K, K), overlap (3, R, K, K), and mean and deviation of
     Fisher's transformation of Spearman's rho, fisher (2, K, K).
     """
+    generator = np.random.default_rng(draws.shape)  # for ties, which few draws have
     rho = np.stack([spearman(scores) for scores in draws])
     transformed = fisher(rho, draws.shape[-1])
     return {
         "spearman": spread_of(rho),
         "fisher": np.stack((transformed.mean(0), transformed.std(0, ddof=1))),
         "kendall": spread_of(np.stack([kendall(scores) for scores in draws])),
-        "overlap": spread_of(np.stack([overlap(scores, rates) for scores in draws])),
+        "overlap": spread_of(
+            np.stack([overlap(scores, rates, generator.random(scores.shape)) for scores in draws])
+        ),
     }
 
 

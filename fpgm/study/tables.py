@@ -80,10 +80,15 @@ def similarity(where: Where, names: Sequence[str], scores: Array, nulls: Nulls) 
 
 
 def overlaps(
-    where: Where, names: Sequence[str], scores: Array, nulls: Nulls, rates: Sequence[float]
+    where: Where,
+    names: Sequence[str],
+    scores: Array,
+    nulls: Nulls,
+    rates: Sequence[float],
+    ties: Array,
 ) -> list[Row]:
-    """A row for each pair of criteria and rate. scores: (K, N)."""
-    found = overlap(scores, rates)
+    """A row for each pair of criteria and rate. scores, ties: (K, N)."""
+    found = overlap(scores, rates, ties)
     rows = []
     for (i, a), (j, b) in itertools.combinations(enumerate(names), 2):
         expected = nulls.of("overlap", a, b)
@@ -121,11 +126,12 @@ def cuts(
     scores: Array,
     again: Array,
     rates: Sequence[float],
+    ties: Array,
     perturbed: Mapping[str, str],
 ) -> list[Row]:
-    """A row for each criterion and rate. scores (K, N), again (D, K, N); perturbed: criterion ->
-    what the stability is against."""
-    gap, held = gaps(scores, rates), stability(scores, again, rates)
+    """A row for each criterion and rate. scores (K, N), again (D, K, N), ties (1 + D, K, N);
+    perturbed: criterion -> what the stability is against."""
+    gap, held = gaps(scores, rates), stability(scores, again, rates, ties)
     return [
         {
             **where, "criterion": name, "rate": rate,
