@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 
 import numpy as np
@@ -17,6 +18,7 @@ import fpgm
 from fpgm import criteria
 from fpgm.study.agreement import (
     by_chance,
+    fisher,
     jaccard,
     kendall,
     overlap,
@@ -98,6 +100,30 @@ def test_chance_is_what_unrelated_rankings_give() -> None:
         assert abs(((found < low) | (found > high)).mean() - 0.05) < 0.02
     np.testing.assert_allclose(both.mean(0), expected["overlap"][:, 0], atol=0.01)
     assert ((both >= expected["overlap"][:, 1]) & (both <= expected["overlap"][:, 2])).mean() > 0.94
+
+
+@pytest.mark.parametrize("n", [4, 6, 8])
+def test_z_of_few_unrelated_filters_is_that_of_all_their_orders(n: int) -> None:
+    orders = np.array(list(itertools.permutations(range(n))), dtype=float)
+    centred = orders - orders.mean(1, keepdims=True)
+    z = fisher(centred @ centred[0] / (centred[0] @ centred[0]), n)
+    mean, deviation = by_chance(n, ())["fisher"]
+    assert mean == pytest.approx(z.mean(), abs=1e-12)
+    assert deviation == pytest.approx(z.std(), rel=0.02)
+
+
+@pytest.mark.parametrize(("n", "draws"), [(16, 40_000), (32, 40_000), (255, 20_000), (256, 20_000)])
+def test_z_of_unrelated_filters_has_deviation_one(n: int, draws: int) -> None:
+    generator, fixed = np.random.default_rng(1000 + n), np.arange(n, dtype=float)
+    others = generator.permuted(np.tile(fixed, (draws, 1)), axis=1)
+    rho = spearman(np.vstack((fixed, others[:3])))[0, 1:]
+    length = fixed.var() * n
+    found = (others - fixed.mean()) @ (fixed - fixed.mean()) / length
+    np.testing.assert_allclose(found[:3], rho)
+    mean, deviation = by_chance(n, ())["fisher"]
+    z = (fisher(found, n) - mean) / deviation
+    assert z.std() == pytest.approx(1, abs=0.02)
+    assert z.mean() == pytest.approx(0, abs=0.03)
 
 
 @pytest.mark.parametrize("levels", [1, 2, 3])

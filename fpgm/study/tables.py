@@ -2,7 +2,7 @@
 
 scope: `layer` or `global` (one ranking over the network; its `layer` is empty). *_null, *_low,
 *_high: mean and 95 % interval of the null; `null` names which one, `draws` is from how many
-networks, None where it is exact; z: how many of the null's standard deviations Spearman's rho lies
+networks, None for chance; z: how many of the null's standard deviations Spearman's rho lies
 above it, after Fisher's transformation.
 """
 
