@@ -33,6 +33,7 @@ from fpgm.study.diagnosis import density, diagnose
 from fpgm.study.distribution import anderson, battery, verdict
 from fpgm.study.gaussian_null import SCALE_FREE, count_draws, draw, figures, whole_network
 from fpgm.study.settings import Settings
+from fpgm.study.summary import lines
 
 LIMITS = (Settings.alpha, Settings.max_skew, Settings.max_kurtosis)
 # Whole numbers from a small range: ties are common.
@@ -333,3 +334,30 @@ def test_density_is_scipys_and_covers_all_norms() -> None:
     assert min(found["x"]) < norms.min() < norms.max() < max(found["x"])
     assert np.trapezoid(found["y"], found["x"]) == pytest.approx(1, abs=0.1)
     assert density(np.ones(5)) == {"x": [], "y": []}
+
+
+@pytest.mark.parametrize(
+    ("spearman", "null", "relation", "said"),
+    [
+        (0.9981, 0.9999, "below", "as alike as their null gm-fermat 1.00 / 1.00"),
+        (0.9999, 0.9981, "above", "as alike as their null gm-fermat 1.00 / 1.00"),
+        (0.93, 0.95, "below", "less alike than their null gm-fermat 0.93 / 0.95"),
+        (0.95, 0.93, "above", "more alike than their null gm-fermat 0.95 / 0.93"),
+        (0.95, 0.53, "as", "as alike as their null gm-fermat 0.95 / 0.53"),
+    ],
+)
+def test_summary_names_no_difference_that_its_digits_do_not_show(
+    spearman: float, null: float, relation: str, said: str
+) -> None:
+    pair = {
+        "a": "gm", "b": "fermat", "null": "gaussian", "relation": relation, "z": 9.0,
+        "spearman": spearman, "spearman_null": null, "least": 0.9, "least_layer": "conv1",
+        "global": None, "global_null": None,
+    }  # fmt: skip
+    empty = dict.fromkeys(
+        ("layers", "left_out", "notes", "overlap", "criteria", "collapse", "distribution",
+         "diagnosis"), ()
+    )  # fmt: skip
+    limits = {"rates": (0.4,), "scopes": ("layer",), "normalise": "mean", "collapse": 0.9}
+    found = lines({**empty, "network": "a test", "settings": limits, "pairs": [pair]})
+    assert f"(mean Spearman / null): {said}." in found[2]
