@@ -19,7 +19,7 @@ def spread(scores: Array) -> dict[str, Array]:
     """How far scores (..., N) lie from each other. Each figure is (...).
 
     std divides by N; cv: std / |mean| (scipy.stats.variation); range_over_mean: (max - min) /
-    |mean|; tie_rate: share of the pairs of filters with one score.
+    |mean|; tie_rate: share of the filters whose score another has as well.
     """
     mean, std = scores.mean(-1), scores.std(-1)
     size = np.where(mean == 0, np.nan, np.abs(mean))

@@ -1,7 +1,7 @@
 """What criteria give on filters that differ by chance alone: iid Gaussian ones of the same shape.
 
 Whatever two criteria share on these is owed to what they compute, and says nothing about the
-network. Criteria that look at data have no such null (see fpgm.agreement.by_chance).
+network. Criteria that look at data have no such null (see fpgm.study.agreement.by_chance).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def draw(shape: Shape, names: Sequence[str], count: int, seed: int) -> Array:
 
 
 def figures(draws: Array, rates: Sequence[float]) -> dict[str, Array]:
-    """Mean and 95 % interval of every figure of fpgm.agreement over the draws (D, K, N).
+    """Mean and 95 % interval of every figure of fpgm.study.agreement over the draws (D, K, N).
 
     Returns spearman (3, K, K), kendall (3, K, K), overlap (3, R, K, K), and mean and deviation of
     Fisher's transformation of Spearman's rho, fisher (2, K, K).

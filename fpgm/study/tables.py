@@ -36,7 +36,7 @@ def interval(name: str, values: Array) -> Row:
 
 class Nulls:
     """What stands beside the figures of one set of filters: Gaussian where both criteria look at
-    the weight alone (names, figures of fpgm.gaussian_null), else chance."""
+    the weight alone (names, figures of fpgm.study.gaussian_null), else chance."""
 
     def __init__(
         self, names: Sequence[str], gaussian: Mapping[str, Array], draws: int, chance: Where
