@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -27,7 +28,6 @@ from fpgm.study.agreement import (
     spread_of,
     tie_order,
 )
-from fpgm.study.agreement import tie_rate as tie_rates
 from fpgm.study.applicability import comparable, gaps, in_one_ranking, shares, spread, stability
 from fpgm.study.diagnosis import density, diagnose
 from fpgm.study.distribution import anderson, battery, verdict
@@ -60,10 +60,15 @@ def test_rank_correlations_are_scipys_also_with_ties(scores: np.ndarray) -> None
 
 @given(tied)
 @settings(deadline=None, max_examples=40)
-def test_spread_is_scipys_and_ties_are_those_of_the_criteria(scores: np.ndarray) -> None:
+def test_spread_is_scipys_and_ties_are_filters_that_share_their_score(scores: np.ndarray) -> None:
     found = spread(scores)
+    dead = np.where(scores == scores.min(), -np.inf, scores)  # filters that are all zero
+    rates = criteria.tie_rate(torch.from_numpy(dead))
     for i, row in enumerate(scores):
-        assert tie_rates(scores)[i] == pytest.approx(criteria.tie_rate(torch.from_numpy(row)))
+        counts = Counter(row.tolist())
+        shared = sum(count for count in counts.values() if count > 1)
+        assert found["tie_rate"][i] == pytest.approx(shared / len(row))
+        assert rates[i] == pytest.approx(shared / len(row))
         if row.mean() != 0:
             assert found["cv"][i] == pytest.approx(abs(stats.variation(row)), abs=1e-12)
         else:

@@ -44,15 +44,6 @@ def kendall(scores: Array) -> Array:
     return taus
 
 
-def tie_rate(scores: Array) -> Array:
-    """Share of the filters whose score another filter has as well. (..., N) -> (...)."""
-    ordered = np.sort(scores, axis=-1)
-    edge = np.zeros((*scores.shape[:-1], 1), dtype=bool)
-    equal = np.concatenate((edge, np.diff(ordered, axis=-1) == 0, edge), axis=-1)
-    rates: Array = (equal[..., 1:] | equal[..., :-1]).mean(-1)
-    return rates
-
-
 def tie_order(names: Sequence[str], layer: str, size: tuple[int, ...], seed: int) -> Array:
     """Uniform numbers that order filters of one score, each criterion's its own. (..., K, N).
 

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from scipy import stats
 
+from fpgm.criteria import tie_rate
 from fpgm.ranking import normalised, pruned_count
-from fpgm.study.agreement import Array, jaccard, pruned, tie_rate
+from fpgm.study.agreement import Array, jaccard, pruned
 
 
 def spread(scores: Array) -> dict[str, Array]:
@@ -28,7 +29,7 @@ def spread(scores: Array) -> dict[str, Array]:
         "std": std,
         "cv": std / size,
         "range_over_mean": np.ptp(scores, axis=-1) / size,
-        "tie_rate": tie_rate(scores),
+        "tie_rate": tie_rate(torch.from_numpy(scores)).numpy(),
     }
 
 

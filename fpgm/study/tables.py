@@ -13,9 +13,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
+from fpgm.criteria import tie_rate
 from fpgm.ranking import pruned_count
-from fpgm.study.agreement import Array, fisher, kendall, overlap, spearman, tie_rate
+from fpgm.study.agreement import Array, fisher, kendall, overlap, spearman
 from fpgm.study.applicability import gaps, spread, stability
 
 Row = dict[str, Any]
@@ -60,7 +62,8 @@ class Nulls:
 
 def similarity(where: Where, names: Sequence[str], scores: Array, nulls: Nulls) -> list[Row]:
     """A row for each pair of criteria. scores: (K, N)."""
-    rho, tau, ties = spearman(scores), kendall(scores), tie_rate(scores)
+    rho, tau = spearman(scores), kendall(scores)
+    ties = tie_rate(torch.from_numpy(scores)).numpy()
     rows = []
     for (i, a), (j, b) in itertools.combinations(enumerate(names), 2):
         kind = nulls.kind(a, b)
