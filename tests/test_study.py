@@ -297,6 +297,17 @@ def test_two_pages_of_one_study_have_the_same_bytes(tmp_path: Path) -> None:
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 
+def test_tables_of_an_earlier_study_do_not_stay_beside_the_new_one(tmp_path: Path) -> None:
+    both, one = study(two()), study(two(), criteria=("l1",), scopes=("layer",))
+    write(both, tmp_path)
+    (tmp_path / "mine.csv").write_text("kept\n")
+    before = {path.stem for path in tmp_path.glob("*.csv")}
+    write(one, tmp_path)
+    gone = before - {path.stem for path in tmp_path.glob("*.csv")}
+    assert gone == {"similarity", "overlap", "pairs", "collapse"}
+    assert (tmp_path / "mine.csv").read_text() == "kept\n"
+
+
 def test_plain_checkpoint_is_read_with_the_name_of_its_network(tmp_path: Path) -> None:
     torch.manual_seed(3)
     model = fpgm.model("resnet20", num_classes=7)
