@@ -100,10 +100,13 @@ def hrank(weight: Tensor, *, ranks: Tensor) -> Tensor:
     return _from_evidence(weight, ranks, "ranks")
 
 
-def tie_rate(scores: Tensor) -> float:
-    """Share of the filters whose score another filter has as well, 0..1. (N,) -> float."""
-    _, counts = scores.unique(return_counts=True)
-    return float(counts[counts > 1].sum()) / max(len(scores), 1)
+def tie_rate(scores: Tensor) -> Tensor:
+    """Share of the filters whose score another filter has as well, 0..1. (..., N) -> (...)."""
+    ordered = scores.sort(dim=-1).values
+    equal = ordered[..., 1:] == ordered[..., :-1]
+    edge = equal.new_zeros((*scores.shape[:-1], 1))
+    shared = torch.cat((edge, equal), dim=-1) | torch.cat((equal, edge), dim=-1)
+    return shared.double().mean(-1)
 
 
 def geometric_median(points: Tensor, iterations: int = 1000, tolerance: float = 1e-12) -> Tensor:

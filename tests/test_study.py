@@ -135,6 +135,24 @@ def test_figures_are_scipys_on_the_scores_of_the_criteria() -> None:
     )
 
 
+@pytest.mark.parametrize("normalise", ["mean", "rank"])
+def test_scale_that_all_filters_share_is_not_taken_for_the_norm(normalise: str) -> None:
+    model = two(widths=(64, 64))
+    with torch.no_grad():  # told apart by one filter of the second layer alone
+        model.norm1.weight.fill_(1)
+        model.norm2.weight.fill_(1)
+        model.norm2.weight[0] = 2
+    found = study(model, criteria=("l2", "bn_gamma"), rates=(0.5,), normalise=normalise)
+    assert {row["scope"] for row in found["overlap"]} == {"layer", "global"}
+    for row in found["overlap"]:
+        assert abs(row["jaccard"] - row["jaccard_null"]) < 0.2, row  # a third by chance
+    for row in found["cuts"]:
+        if row["criterion"] == "bn_gamma" and row["scope"] == "layer":
+            assert row["stability"] < 0.5, row
+    over = next(row for row in found["similarity"] if row["scope"] == "global")
+    assert abs(over["spearman"]) < 0.3
+
+
 def test_zero_filters_are_counted_apart_and_change_no_figure() -> None:
     model = two()
     with torch.no_grad():
@@ -277,6 +295,17 @@ def test_two_pages_of_one_study_have_the_same_bytes(tmp_path: Path) -> None:
         write(study(two()), tmp_path / name)
     for file in ("study.json", "study.html", "similarity.csv", "norms.csv"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def test_tables_of_an_earlier_study_do_not_stay_beside_the_new_one(tmp_path: Path) -> None:
+    both, one = study(two()), study(two(), criteria=("l1",), scopes=("layer",))
+    write(both, tmp_path)
+    (tmp_path / "mine.csv").write_text("kept\n")
+    before = {path.stem for path in tmp_path.glob("*.csv")}
+    write(one, tmp_path)
+    gone = before - {path.stem for path in tmp_path.glob("*.csv")}
+    assert gone == {"similarity", "overlap", "pairs", "collapse"}
+    assert (tmp_path / "mine.csv").read_text() == "kept\n"
 
 
 def test_plain_checkpoint_is_read_with_the_name_of_its_network(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -15,13 +17,23 @@ from torch import nn
 
 import fpgm
 from fpgm import criteria
-from fpgm.study.agreement import by_chance, jaccard, kendall, overlap, pruned, spearman, spread_of
-from fpgm.study.agreement import tie_rate as tie_rates
-from fpgm.study.applicability import comparable, gaps, shares, spread, stability
+from fpgm.study.agreement import (
+    by_chance,
+    fisher,
+    jaccard,
+    kendall,
+    overlap,
+    pruned,
+    spearman,
+    spread_of,
+    tie_order,
+)
+from fpgm.study.applicability import comparable, gaps, in_one_ranking, shares, spread, stability
 from fpgm.study.diagnosis import density, diagnose
 from fpgm.study.distribution import anderson, battery, verdict
 from fpgm.study.gaussian_null import SCALE_FREE, count_draws, draw, figures, whole_network
 from fpgm.study.settings import Settings
+from fpgm.study.summary import lines
 
 LIMITS = (Settings.alpha, Settings.max_skew, Settings.max_kurtosis)
 # Whole numbers from a small range: ties are common.
@@ -48,10 +60,15 @@ def test_rank_correlations_are_scipys_also_with_ties(scores: np.ndarray) -> None
 
 @given(tied)
 @settings(deadline=None, max_examples=40)
-def test_spread_is_scipys_and_ties_are_those_of_the_criteria(scores: np.ndarray) -> None:
+def test_spread_is_scipys_and_ties_are_filters_that_share_their_score(scores: np.ndarray) -> None:
     found = spread(scores)
+    dead = np.where(scores == scores.min(), -np.inf, scores)  # filters that are all zero
+    rates = criteria.tie_rate(torch.from_numpy(dead))
     for i, row in enumerate(scores):
-        assert tie_rates(scores)[i] == pytest.approx(criteria.tie_rate(torch.from_numpy(row)))
+        counts = Counter(row.tolist())
+        shared = sum(count for count in counts.values() if count > 1)
+        assert found["tie_rate"][i] == pytest.approx(shared / len(row))
+        assert rates[i] == pytest.approx(shared / len(row))
         if row.mean() != 0:
             assert found["cv"][i] == pytest.approx(abs(stats.variation(row)), abs=1e-12)
         else:
@@ -61,11 +78,12 @@ def test_spread_is_scipys_and_ties_are_those_of_the_criteria(scores: np.ndarray)
 @given(tied, st.sampled_from([0.1, 0.3, 0.5, 0.7]))
 @settings(deadline=None, max_examples=40)
 def test_overlap_is_that_of_the_sets_that_would_be_pruned(scores: np.ndarray, rate: float) -> None:
-    sets = [
-        set(np.argsort(row, kind="stable")[: int(len(row) * rate + 1e-9)].tolist())
-        for row in scores
-    ]
-    found = overlap(scores, [rate])[0]
+    ties = tie_order([f"criterion {i}" for i in range(len(scores))], "a", scores.shape[1:], 0)
+    sets = []
+    for row, drawn in zip(scores.tolist(), ties.tolist(), strict=True):
+        places = sorted(range(len(row)), key=lambda i, row=row, drawn=drawn: (row[i], drawn[i]))
+        sets.append(set(places[: int(len(row) * rate + 1e-9)]))
+    found = overlap(scores, [rate], ties)[0]
     for i, a in enumerate(sets):
         for j, b in enumerate(sets):
             if a:
@@ -81,12 +99,82 @@ def test_chance_is_what_unrelated_rankings_give() -> None:
     expected = by_chance(n, rates)
     rho = np.array([spearman(scores)[0, 1] for scores in draws])
     tau = np.array([kendall(scores)[0, 1] for scores in draws[:1500]])
-    both = np.array([overlap(scores, rates)[:, 0, 1] for scores in draws])
+    ties = np.arange(n)
+    both = np.array([overlap(scores, rates, ties)[:, 0, 1] for scores in draws])
     for found, (mean, low, high) in ((rho, expected["spearman"]), (tau, expected["kendall"])):
         assert abs(found.mean() - mean) < 0.02
         assert abs(((found < low) | (found > high)).mean() - 0.05) < 0.02
     np.testing.assert_allclose(both.mean(0), expected["overlap"][:, 0], atol=0.01)
     assert ((both >= expected["overlap"][:, 1]) & (both <= expected["overlap"][:, 2])).mean() > 0.94
+
+
+@pytest.mark.parametrize("n", [4, 6, 8])
+def test_z_of_few_unrelated_filters_is_that_of_all_their_orders(n: int) -> None:
+    orders = np.array(list(itertools.permutations(range(n))), dtype=float)
+    centred = orders - orders.mean(1, keepdims=True)
+    z = fisher(centred @ centred[0] / (centred[0] @ centred[0]), n)
+    mean, deviation = by_chance(n, ())["fisher"]
+    assert mean == pytest.approx(z.mean(), abs=1e-12)
+    assert deviation == pytest.approx(z.std(), rel=0.02)
+
+
+@pytest.mark.parametrize(("n", "draws"), [(16, 40_000), (32, 40_000), (255, 20_000), (256, 20_000)])
+def test_z_of_unrelated_filters_has_deviation_one(n: int, draws: int) -> None:
+    generator, fixed = np.random.default_rng(1000 + n), np.arange(n, dtype=float)
+    others = generator.permuted(np.tile(fixed, (draws, 1)), axis=1)
+    rho = spearman(np.vstack((fixed, others[:3])))[0, 1:]
+    length = fixed.var() * n
+    found = (others - fixed.mean()) @ (fixed - fixed.mean()) / length
+    np.testing.assert_allclose(found[:3], rho)
+    mean, deviation = by_chance(n, ())["fisher"]
+    z = (fisher(found, n) - mean) / deviation
+    assert z.std() == pytest.approx(1, abs=0.02)
+    assert z.mean() == pytest.approx(0, abs=0.03)
+
+
+@pytest.mark.parametrize("levels", [1, 2, 3])
+def test_tied_criterion_agrees_with_the_norm_and_itself_by_chance_alone(levels: int) -> None:
+    n, rates = 16, (0.1, 0.4, 0.7)
+    generator, norms = np.random.default_rng(levels), np.arange(n, dtype=float)
+    against, held = [], []
+    for layer in range(400):
+        tied = generator.permutation(np.arange(n) % levels).astype(float)
+        scores = np.stack((norms, tied))
+        ties = tie_order(("l2", "tied"), f"layer {layer}", (11, n), 0)
+        against.append(overlap(scores, rates, ties[0])[:, 0, 1])
+        held.append(stability(scores, np.stack([scores] * 10), rates, ties))
+    chance = by_chance(n, rates)["overlap"][:, 0]
+    np.testing.assert_allclose(np.mean(against, axis=0), chance, atol=0.04)
+    held_l2, held_tied = np.mean(held, axis=0).T
+    np.testing.assert_array_equal(held_l2, 1)  # no ties: the same set each time
+    # Filters wholly below the cut go each time; of the level at the cut, some by chance.
+    for found, rate in zip(held_tied, rates, strict=True):
+        k = int(n * rate + 1e-9)
+        sizes = [len(range(level, n, levels)) for level in range(levels)]
+        below = max(sum(sizes[:i]) for i in range(levels) if sum(sizes[:i]) < k)
+        at = next(size for i, size in enumerate(sizes) if sum(sizes[: i + 1]) >= k)
+        both = stats.hypergeom(at, k - below, k - below)
+        shared = np.arange(k - below + 1)
+        expected = (both.pmf(shared) * (below + shared) / (2 * k - below - shared)).sum()
+        assert found == pytest.approx(expected, abs=0.04)
+
+
+def test_ties_are_broken_the_same_whatever_other_criteria_are_asked_for() -> None:
+    both, one = (tie_order(names, "a", (3, 8), 0) for names in (("l1", "hrank"), ("hrank",)))
+    np.testing.assert_array_equal(both[:, 1], one[:, 0])
+    drawn = [*both.reshape(6, 8), tie_order(("l1",), "b", (8,), 0)[0]]
+    assert len({tuple(np.argsort(row)) for row in drawn}) == len(drawn)
+
+
+@pytest.mark.parametrize("how", ["none", "mean", "l2", "rank"])
+def test_ties_stay_ties_in_one_ranking(how: str) -> None:
+    layers = [np.array([[3.0, 3, 3, 3]]), np.array([[1.0, 2, 2, 9, 9, 9]])]
+    first, second = np.split(in_one_ranking(layers, how)[0], [4])
+    assert np.ptp(first) == 0
+    assert second[0] < second[1] == second[2] < second[3] == second[5]
+    apart = [np.array([[1.0, 3, 2]]), np.array([[5.0, 4]])]
+    sides = np.concatenate([comparable(scores, how) for scores in apart], axis=-1)
+    np.testing.assert_allclose(in_one_ranking(apart, how), sides)
 
 
 def test_interval_of_the_null_holds_95_of_100_new_draws() -> None:
@@ -105,10 +193,10 @@ def test_gap_at_the_cut_and_stability_by_hand() -> None:
     assert np.isnan(found[0]).all()  # nothing is pruned
     np.testing.assert_allclose(found[1:, 0], np.array([1, 2, 5]) / scores[0].std())
     assert np.isnan(found[:, 1]).all()
-    again = np.stack((scores, scores[:, ::-1]))
+    again, ties = np.stack((scores, scores[:, ::-1])), np.arange(4)
     # The same set once, and once the two other filters, or the same by ties.
-    np.testing.assert_allclose(stability(scores, again, (0.5,)), [[0.5, 1.0]])
-    np.testing.assert_allclose(jaccard(*pruned(scores, (0.5, 0.75)))[0], 2 / 3)
+    np.testing.assert_allclose(stability(scores, again, (0.5,), ties), [[0.5, 1.0]])
+    np.testing.assert_allclose(jaccard(*pruned(scores, (0.5, 0.75), ties))[0], 2 / 3)
 
 
 @pytest.mark.parametrize("how", ["none", "mean", "l2", "rank"])
@@ -251,3 +339,30 @@ def test_density_is_scipys_and_covers_all_norms() -> None:
     assert min(found["x"]) < norms.min() < norms.max() < max(found["x"])
     assert np.trapezoid(found["y"], found["x"]) == pytest.approx(1, abs=0.1)
     assert density(np.ones(5)) == {"x": [], "y": []}
+
+
+@pytest.mark.parametrize(
+    ("spearman", "null", "relation", "said"),
+    [
+        (0.9981, 0.9999, "below", "as alike as their null gm-fermat 1.00 / 1.00"),
+        (0.9999, 0.9981, "above", "as alike as their null gm-fermat 1.00 / 1.00"),
+        (0.93, 0.95, "below", "less alike than their null gm-fermat 0.93 / 0.95"),
+        (0.95, 0.93, "above", "more alike than their null gm-fermat 0.95 / 0.93"),
+        (0.95, 0.53, "as", "as alike as their null gm-fermat 0.95 / 0.53"),
+    ],
+)
+def test_summary_names_no_difference_that_its_digits_do_not_show(
+    spearman: float, null: float, relation: str, said: str
+) -> None:
+    pair = {
+        "a": "gm", "b": "fermat", "null": "gaussian", "relation": relation, "z": 9.0,
+        "spearman": spearman, "spearman_null": null, "least": 0.9, "least_layer": "conv1",
+        "global": None, "global_null": None,
+    }  # fmt: skip
+    empty = dict.fromkeys(
+        ("layers", "left_out", "notes", "overlap", "criteria", "collapse", "distribution",
+         "diagnosis"), ()
+    )  # fmt: skip
+    limits = {"rates": (0.4,), "scopes": ("layer",), "normalise": "mean", "collapse": 0.9}
+    found = lines({**empty, "network": "a test", "settings": limits, "pairs": [pair]})
+    assert f"(mean Spearman / null): {said}." in found[2]

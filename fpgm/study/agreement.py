@@ -6,7 +6,9 @@ is undefined (a criterion that gives all filters one score) is nan.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +18,8 @@ from fpgm.ranking import pruned_count
 
 Array = NDArray[np.float64]
 Masks = NDArray[np.bool_]
+PERMUTATIONS = 20_000  # they give a standard deviation to 0.5 %
+MANY = 256  # filters from which 1 / sqrt(n - 3) is nearer than that
 
 
 def spearman(scores: Array) -> Array:
@@ -40,22 +44,27 @@ def kendall(scores: Array) -> Array:
     return taus
 
 
-def tie_rate(scores: Array) -> Array:
-    """Share of the filters whose score another filter has as well. (..., N) -> (...)."""
-    ordered = np.sort(scores, axis=-1)
-    edge = np.zeros((*scores.shape[:-1], 1), dtype=bool)
-    equal = np.concatenate((edge, np.diff(ordered, axis=-1) == 0, edge), axis=-1)
-    rates: Array = (equal[..., 1:] | equal[..., :-1]).mean(-1)
-    return rates
+def tie_order(names: Sequence[str], layer: str, size: tuple[int, ...], seed: int) -> Array:
+    """Uniform numbers that order filters of one score, each criterion's its own. (..., K, N).
+
+    size: (..., N). Filters come sorted by their norms (fpgm.study.scoring): were ties to go by
+    place, every criterion would agree with l2 as far as it is tied, and with itself whatever is
+    done to it. Seeded by the names, so that what other criteria are asked for does not matter.
+    """
+    rows = [
+        np.random.default_rng([seed, zlib.crc32(f"ties/{layer}/{name}".encode())]).random(size)
+        for name in names
+    ]
+    return np.stack(rows, axis=-2)
 
 
-def pruned(scores: Array, rates: Sequence[float]) -> Masks:
+def pruned(scores: Array, rates: Sequence[float], ties: Array) -> Masks:
     """Which filters each criterion prunes at each rate. (..., N) -> (R, ..., N).
 
-    Ties go by place, lowest first.
+    ties: numbers that broadcast to (..., N); of filters with one score the lowest goes first.
     """
     place = np.empty(scores.shape, dtype=np.int64)
-    order = np.argsort(scores, axis=-1, kind="stable")
+    order = np.lexsort((np.broadcast_to(ties, scores.shape), scores), axis=-1)
     np.put_along_axis(place, order, np.broadcast_to(np.arange(scores.shape[-1]), scores.shape), -1)
     counts = np.array([pruned_count(scores.shape[-1], rate) for rate in rates])
     masks: Masks = place[None] < counts.reshape(-1, *[1] * scores.ndim)
@@ -70,9 +79,9 @@ def jaccard(a: Masks, b: Masks) -> Array:
     return shared
 
 
-def overlap(scores: Array, rates: Sequence[float]) -> Array:
-    """Jaccard overlap of the sets that two criteria prune. (K, N) -> (R, K, K)."""
-    masks = pruned(scores, rates)
+def overlap(scores: Array, rates: Sequence[float], ties: Array) -> Array:
+    """Jaccard overlap of the sets that two criteria prune. (K, N), ties (K, N) -> (R, K, K)."""
+    masks = pruned(scores, rates, ties)
     return jaccard(masks[:, :, None], masks[:, None])
 
 
@@ -93,7 +102,8 @@ def by_chance(n: int, rates: Sequence[float]) -> dict[str, Array]:
     Over random permutations of n filters, Spearman's rho has variance 1 / (n - 1), Kendall's tau
     (without ties) 2 (2n + 5) / (9n (n - 1)) (Kendall 1948, ch. 4-5), both about 0 and nearly
     normal; the number of filters in both pruned sets is hypergeometric, exactly.
-    Returns spearman (3,), kendall (3,), overlap (R, 3), and mean and deviation for `z`.
+    Returns spearman (3,), kendall (3,), overlap (R, 3), and mean and deviation of Fisher's
+    transformation of rho, fisher (2,), for `z`.
     """
     overlaps = np.full((len(rates), 3), np.nan)
     for row, rate in zip(overlaps, rates, strict=True):
@@ -107,8 +117,23 @@ def by_chance(n: int, rates: Sequence[float]) -> dict[str, Array]:
         "spearman": _about_zero(np.sqrt(1 / (n - 1))),
         "kendall": _about_zero(np.sqrt(2 * (2 * n + 5) / (9 * n * (n - 1)))),
         "overlap": overlaps,
-        "fisher": np.array([0.0, np.sqrt(1 / (n - 1))]),
+        "fisher": np.array([0.0, _fisher_deviation(n)]),
     }
+
+
+@cache
+def _fisher_deviation(n: int) -> float:
+    """Standard deviation of `fisher` over random permutations of n filters.
+
+    It is larger than that of rho. Few filters have no closed form, as the steps of rho and its
+    clipping matter: seeded permutations. For many it is Fisher's 1 / sqrt(n - 3).
+    """
+    if n >= MANY:
+        return float(1 / np.sqrt(n - 3))
+    places = np.arange(n) - (n - 1) / 2
+    rows = np.broadcast_to(places, (PERMUTATIONS, n))
+    rho = np.random.default_rng(n).permuted(rows, axis=1) @ places / (places @ places)
+    return float(np.sqrt(np.square(fisher(rho, n)).mean()))  # about 0, where the mean is exactly
 
 
 def _about_zero(std: float) -> Array:

@@ -26,7 +26,8 @@ fpgm-study --arch resnet50 --weights torchvision     torchvision's; without --we
 
 
 def write(study: Mapping[str, Any], directory: Path) -> None:
-    """study.json, study.html, and a CSV for each table. Raises OSError."""
+    """study.json, study.html, and a CSV for each table that is not empty; one of that name that an
+    earlier study left is removed. Raises OSError."""
     from fpgm.atomic import write_text
     from fpgm.study.sections import html
 
@@ -34,6 +35,8 @@ def write(study: Mapping[str, Any], directory: Path) -> None:
     for name in TABLES:
         if study[name]:
             write_text(directory / f"{name}.csv", tidy(study[name]))
+        else:
+            (directory / f"{name}.csv").unlink(missing_ok=True)
     norms = ({"layer": e["layer"], "norm": norm} for e in study["norms"] for norm in e["norms"])
     write_text(directory / "norms.csv", tidy(list(norms)))
     write_text(directory / "study.html", html(study))

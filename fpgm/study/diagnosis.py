@@ -2,7 +2,7 @@
 
 He et al., CVPR 2019, section 3.2: pruning by norm needs (1) norms that deviate widely, else small
 and large mean nothing, and (2) a smallest norm near zero, else what goes contributes, too. The
-paper gives no thresholds; ours are in fpgm.settings.
+paper gives no thresholds; ours are in fpgm.study.settings.
 """
 
 from __future__ import annotations

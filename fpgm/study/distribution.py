@@ -26,9 +26,10 @@ CHANNELS = 48  # input channels whose correlations are computed
 def battery(weight: Array, seed: int) -> dict[str, Any]:
     """All figures of one layer. weight: (N, C, kH, kW), its live filters.
 
-    skew, excess_kurtosis, ks (largest distance of the distribution functions) are effects on all
-    weights, 0 for a Gaussian; anderson (A^2) and p (D'Agostino and Pearson's test) are of `sampled`
-    weights; None where undefined. The values expected of iid weights stand beside the others.
+    skew and excess_kurtosis are effects on all weights, 0 for a Gaussian; ks (largest distance of
+    the distribution functions, an effect, too), anderson (A^2) and p (D'Agostino and Pearson's
+    test) are of `sampled` weights; None where undefined. The values expected of iid weights stand
+    beside the others.
     """
     n, d = len(weight), weight[0].size
     values = weight.ravel()

@@ -11,8 +11,8 @@ import numpy as np
 
 from fpgm.evidence import DATA, NEEDS
 from fpgm.study import findings, summary, tables
-from fpgm.study.agreement import Array, by_chance, spread_of
-from fpgm.study.applicability import comparable, shares, spread
+from fpgm.study.agreement import Array, by_chance, spread_of, tie_order
+from fpgm.study.applicability import comparable, in_one_ranking, shares, spread
 from fpgm.study.diagnosis import density, diagnose
 from fpgm.study.distribution import battery, verdict
 from fpgm.study.gaussian_null import Shape, count_draws, draw, figures, whole_network
@@ -113,23 +113,15 @@ def _over_network(
         pruned = shares(parts, rates)
         result["collapse"] += tables.collapse(names, how, *labels, pruned, rates, settings.collapse)
     how = settings.normalise
-    scores, again = (
-        np.concatenate([comparable(part, how) for part in parts], axis=-1)
-        for parts in (
-            [layer.matrix(names) for layer in layers],
-            [layer.matrices(names) for layer in layers],
-        )
-    )
+    scores = in_one_ranking([layer.matrix(names) for layer in layers], how)
+    again = in_one_ranking([layer.matrices(names) for layer in layers], how)
     deviations = [float(layer.weight.std()) for layer in layers]
     shapes = [layer.shape for layer in layers]
     generator = np.random.default_rng(settings.seed)
     networks = np.stack(
         [
-            np.concatenate([comparable(part, how) for part in network], axis=-1)
-            for network in (
-                whole_network(shapes, deviations, known, nulls, generator)
-                for _ in range(settings.draws)
-            )
+            in_one_ranking(whole_network(shapes, deviations, known, nulls, generator), how)
+            for _ in range(settings.draws)
         ]
     )
     where = {"scope": "global", "layer": ""}
@@ -157,10 +149,12 @@ def _rank(
         name: "batches" if name in DATA else "BatchNorm's scale" if name in NEEDS else "weights"
         for name in names
     }
+    size = (1 + len(again), scores.shape[1])
+    ties = tie_order(names, where["layer"], size, settings.seed)
     result["similarity"] += tables.similarity(where, names, scores, against)
-    result["overlap"] += tables.overlaps(where, names, scores, against, rates)
+    result["overlap"] += tables.overlaps(where, names, scores, against, rates, ties[0])
     result["applicability"] += tables.applicability(where, names, scores, known, spread_null)
-    result["cuts"] += tables.cuts(where, names, scores, again, rates, perturbed)
+    result["cuts"] += tables.cuts(where, names, scores, again, rates, ties, perturbed)
 
 
 def _spread_of(draws: Array) -> dict[str, Array]:

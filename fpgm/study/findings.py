@@ -1,4 +1,4 @@
-"""What a study found: its rows (fpgm.tables) summed up by pair and by criterion."""
+"""What a study found: its rows (fpgm.study.tables) summed up by pair and by criterion."""
 
 from __future__ import annotations
 

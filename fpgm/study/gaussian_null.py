@@ -1,7 +1,7 @@
 """What criteria give on filters that differ by chance alone: iid Gaussian ones of the same shape.
 
 Whatever two criteria share on these is owed to what they compute, and says nothing about the
-network. Criteria that look at data have no such null (see fpgm.agreement.by_chance).
+network. Criteria that look at data have no such null (see fpgm.study.agreement.by_chance).
 """
 
 from __future__ import annotations
@@ -44,18 +44,21 @@ def draw(shape: Shape, names: Sequence[str], count: int, seed: int) -> Array:
 
 
 def figures(draws: Array, rates: Sequence[float]) -> dict[str, Array]:
-    """Mean and 95 % interval of every figure of fpgm.agreement over the draws (D, K, N).
+    """Mean and 95 % interval of every figure of fpgm.study.agreement over the draws (D, K, N).
 
     Returns spearman (3, K, K), kendall (3, K, K), overlap (3, R, K, K), and mean and deviation of
     Fisher's transformation of Spearman's rho, fisher (2, K, K).
     """
+    generator = np.random.default_rng(draws.shape)  # for ties, which few draws have
     rho = np.stack([spearman(scores) for scores in draws])
     transformed = fisher(rho, draws.shape[-1])
     return {
         "spearman": spread_of(rho),
         "fisher": np.stack((transformed.mean(0), transformed.std(0, ddof=1))),
         "kendall": spread_of(np.stack([kendall(scores) for scores in draws])),
-        "overlap": spread_of(np.stack([overlap(scores, rates) for scores in draws])),
+        "overlap": spread_of(
+            np.stack([overlap(scores, rates, generator.random(scores.shape)) for scores in draws])
+        ),
     }
 
 

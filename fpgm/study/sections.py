@@ -115,7 +115,8 @@ def _overlap(study: Study) -> Section:
     return "Pruned sets", [
         text(
             "Jaccard overlap of the sets of filters that two criteria prune at a rate: filters in "
-            "both over filters in either, the mean of the layers; in brackets the null."
+            "both over filters in either, the mean of the layers; in brackets the null. Filters of "
+            "one score go in a random order, each criterion's own."
         ),
         table(("pair", "ranking", *(f"{100 * rate:g} %" for rate in rates)), rows),
     ]

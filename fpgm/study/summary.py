@@ -34,13 +34,13 @@ def _similarity(rows: Sequence[Row]) -> tuple[str, str]:
     known = [row for row in rows if row["spearman"] is not None]
     if not known:
         return "Layer by layer: no pair compared.", "Where they part: no pair compared."
-    by = {kind: [r for r in known if r["relation"] == kind] for kind in RELATIONS}
+    by = {kind: [r for r in known if _in_words(r) == kind] for kind in RELATIONS}
     parts = [f"{RELATIONS[kind]} {_names(found)}" for kind, found in by.items() if found]
     least = min(known, key=lambda row: row["least"])
     return (
         "Layer by layer (mean Spearman / null): " + "; ".join(parts) + ".",
         f"Where they part: the least alike are {least['a']} and {least['b']} in "
-        f"{least['least_layer']}, {least['least']:.2f}; {_first_and_last(known)}.",
+        f"{least['least_layer']}, {least['least']:.2f}; {_least_and_largest(known)}.",
     )
 
 
@@ -51,6 +51,17 @@ RELATIONS = {
 }
 
 
+SEEN = 0.01  # a smaller difference is not worth a word, however sure
+
+
+def _in_words(row: Row) -> str | None:
+    """The relation of a pair to its null, `as` where two digits would not show it."""
+    relation: str | None = row["relation"]
+    if relation is None:
+        return None
+    return relation if abs(row["spearman"] - row["spearman_null"]) >= SEEN else "as"
+
+
 def _names(rows: Sequence[Row]) -> str:
     shown = sorted(rows, key=lambda row: -abs(row["spearman"] - row["spearman_null"]))[:4]
     text = ", ".join(
@@ -59,7 +70,7 @@ def _names(rows: Sequence[Row]) -> str:
     return text + (f" and {len(rows) - 4} more" if len(rows) > 4 else "")
 
 
-def _first_and_last(rows: Sequence[Row]) -> str:
+def _least_and_largest(rows: Sequence[Row]) -> str:
     weights = [row["spearman"] for row in rows if row["null"] == "gaussian"]
     data = [row["spearman"] for row in rows if row["null"] == "chance"]
     parts = []

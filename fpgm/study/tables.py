@@ -2,7 +2,7 @@
 
 scope: `layer` or `global` (one ranking over the network; its `layer` is empty). *_null, *_low,
 *_high: mean and 95 % interval of the null; `null` names which one, `draws` is from how many
-networks, None where it is exact; z: how many of the null's standard deviations Spearman's rho lies
+networks, None for chance; z: how many of the null's standard deviations Spearman's rho lies
 above it, after Fisher's transformation.
 """
 
@@ -13,9 +13,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
+from fpgm.criteria import tie_rate
 from fpgm.ranking import pruned_count
-from fpgm.study.agreement import Array, fisher, kendall, overlap, spearman, tie_rate
+from fpgm.study.agreement import Array, fisher, kendall, overlap, spearman
 from fpgm.study.applicability import gaps, spread, stability
 
 Row = dict[str, Any]
@@ -36,7 +38,7 @@ def interval(name: str, values: Array) -> Row:
 
 class Nulls:
     """What stands beside the figures of one set of filters: Gaussian where both criteria look at
-    the weight alone (names, figures of fpgm.gaussian_null), else chance."""
+    the weight alone (names, figures of fpgm.study.gaussian_null), else chance."""
 
     def __init__(
         self, names: Sequence[str], gaussian: Mapping[str, Array], draws: int, chance: Where
@@ -60,7 +62,8 @@ class Nulls:
 
 def similarity(where: Where, names: Sequence[str], scores: Array, nulls: Nulls) -> list[Row]:
     """A row for each pair of criteria. scores: (K, N)."""
-    rho, tau, ties = spearman(scores), kendall(scores), tie_rate(scores)
+    rho, tau = spearman(scores), kendall(scores)
+    ties = tie_rate(torch.from_numpy(scores)).numpy()
     rows = []
     for (i, a), (j, b) in itertools.combinations(enumerate(names), 2):
         kind = nulls.kind(a, b)
@@ -80,10 +83,15 @@ def similarity(where: Where, names: Sequence[str], scores: Array, nulls: Nulls) 
 
 
 def overlaps(
-    where: Where, names: Sequence[str], scores: Array, nulls: Nulls, rates: Sequence[float]
+    where: Where,
+    names: Sequence[str],
+    scores: Array,
+    nulls: Nulls,
+    rates: Sequence[float],
+    ties: Array,
 ) -> list[Row]:
-    """A row for each pair of criteria and rate. scores: (K, N)."""
-    found = overlap(scores, rates)
+    """A row for each pair of criteria and rate. scores, ties: (K, N)."""
+    found = overlap(scores, rates, ties)
     rows = []
     for (i, a), (j, b) in itertools.combinations(enumerate(names), 2):
         expected = nulls.of("overlap", a, b)
@@ -121,11 +129,12 @@ def cuts(
     scores: Array,
     again: Array,
     rates: Sequence[float],
+    ties: Array,
     perturbed: Mapping[str, str],
 ) -> list[Row]:
-    """A row for each criterion and rate. scores (K, N), again (D, K, N); perturbed: criterion ->
-    what the stability is against."""
-    gap, held = gaps(scores, rates), stability(scores, again, rates)
+    """A row for each criterion and rate. scores (K, N), again (D, K, N), ties (1 + D, K, N);
+    perturbed: criterion -> what the stability is against."""
+    gap, held = gaps(scores, rates), stability(scores, again, rates, ties)
     return [
         {
             **where, "criterion": name, "rate": rate,
