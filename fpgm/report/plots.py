@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7A7A7A", "#000000")
 MARKERS = "os^Dv<>pP*X"
 
+Numbered = Sequence[tuple[int, Cell]]  # a cell has its number's colour in every picture
+
 
 def style(index: int) -> dict[str, Any]:
     return {
@@ -34,12 +36,12 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return front
 
 
-def accuracy_by_macs(cells: Sequence[Cell], papers: Sequence[Published]) -> Figure:
+def accuracy_by_macs(cells: Numbered, papers: Sequence[Published]) -> Figure:
     """Our cells with their spread over seeds, their Pareto front, and the published points."""
     figure, axes = _one()
     points = []
-    looks = {cell.paper: style(index) for index, cell in enumerate(cells)}
-    for index, cell in enumerate(cells):
+    looks = {cell.paper: style(index) for index, cell in cells}
+    for index, cell in cells:
         macs, top1 = (
             cell.spread("compact", "macs").mean / 1e6,
             cell.spread("accuracy", "compact_last"),
@@ -63,7 +65,7 @@ def accuracy_by_macs(cells: Sequence[Cell], papers: Sequence[Published]) -> Figu
     return _finished(figure, axes)
 
 
-def by_epoch(cells: Sequence[Cell], key: str, label: str, floor: bool = False) -> Figure:
+def by_epoch(cells: Numbered, key: str, label: str, floor: bool = False) -> Figure:
     """A column of history.csv, a line a cell: the mean over the seeds."""
 
     def line(cell: Cell) -> tuple[list[float], list[float]]:
@@ -75,7 +77,7 @@ def by_epoch(cells: Sequence[Cell], key: str, label: str, floor: bool = False) -
     return _lines(cells, line, "epoch", label, floor)
 
 
-def pruned_by_epoch(cells: Sequence[Cell], key: str, label: str) -> Figure:
+def pruned_by_epoch(cells: Numbered, key: str, label: str) -> Figure:
     """revived or dead of those pruned, in percent, a line a cell."""
 
     def line(cell: Cell) -> tuple[list[float], list[float]]:
@@ -86,7 +88,7 @@ def pruned_by_epoch(cells: Sequence[Cell], key: str, label: str) -> Figure:
     return _lines(cells, line, "epoch", label, True)
 
 
-def kept_by_layer(cells: Sequence[Cell]) -> Figure:
+def kept_by_layer(cells: Numbered) -> Figure:
     """Share of each layer's filters that stay, a line a cell: the first seed's."""
 
     def line(cell: Cell) -> tuple[list[float], list[float]]:
@@ -102,7 +104,7 @@ def _layers(run: Found) -> list[dict[str, Any]]:
 
 
 def _lines(
-    cells: Sequence[Cell],
+    cells: Numbered,
     line: Callable[[Cell], tuple[list[float], list[float]]],
     across: str,
     up: str,
@@ -111,7 +113,7 @@ def _lines(
     from matplotlib.ticker import MaxNLocator
 
     figure, axes = _one()
-    for index, cell in enumerate(cells):
+    for index, cell in cells:
         # Lines that lie on each other are both seen: the later one is dashed.
         dash = ("-", "--", ":", "-.")[index % 4]
         axes.plot(*line(cell), dash, label=cell.name, color=style(index)["color"], linewidth=1.6)

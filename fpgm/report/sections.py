@@ -61,7 +61,8 @@ def _results(table: Sequence[Cell]) -> Markup:
 
 
 def _pictures(network: str, cells: Sequence[Cell]) -> list[Markup]:
-    pruned = [cell for cell in cells if cell.method != "baseline"]
+    numbered = list(enumerate(cells))
+    pruned = [(index, cell) for index, cell in numbered if cell.method != "baseline"]
     dataset, arch = network.split(" ", 1)
     papers = [
         paper
@@ -71,10 +72,10 @@ def _pictures(network: str, cells: Sequence[Cell]) -> list[Markup]:
     caption = f"{network}: accuracy against MACs; bars: standard deviation over seeds."
     if papers:
         caption += " Hollow: published, MACs by the paper's closed form."
-    found = [page.figure(plots.accuracy_by_macs(cells, papers), caption)]
+    found = [page.figure(plots.accuracy_by_macs(numbered, papers), caption)]
     found.append(
         page.figure(
-            plots.by_epoch(cells, "accuracy_after", "top-1, %"),
+            plots.by_epoch(numbered, "accuracy_after", "top-1, %"),
             f"{network}: test accuracy of the zeroed network after each epoch.",
         )
     )
