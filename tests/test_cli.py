@@ -363,7 +363,7 @@ ONE = (*DIGITS, "epochs=1", "hydra.run.dir=r")
         (("rate=-0.1",), "rate=-0.1: must be at least 0"),
         (("rate=abc",), "rate=abc: must be a number"),
         (("rate=[",), "rate=[: not understood"),
-        (("criterion=foo",), "criterion=foo: choose one of fermat, gm, l1, l2, mix, random"),
+        (("criterion=foo",), "criterion=foo: choose one of apoz, bn_gamma, fermat, gm, hrank, l1"),
         (("arch=foo",), "arch=foo: choose one of resnet101, resnet110"),
         (("ratte=0.4",), "ratte: no such key, did you mean rate?"),
         (("optimizer.lrr=1",), "optimizer.lrr: no such key, did you mean optimizer.lr?"),
