@@ -24,6 +24,7 @@ from fpgm.atomic import write_text
 Words = list[str]
 FILE = "grid.json"
 BASELINE = "pretrained=baseline"
+_GROUPS = ("arch", "criterion", "dataset", "optimizer", "schedule")
 
 
 class GridError(ValueError):
@@ -109,8 +110,14 @@ def waves(jobs: Iterable[Words]) -> list[list[Words]]:
 
 def command(job: Sequence[str], jobs: Iterable[Sequence[str]]) -> str:
     """The command line that makes this one of a grid's jobs, and no other."""
-    more = {_key(word) for other in jobs if set(job) < set(other) for word in set(other) - set(job)}
-    return " ".join(["fpgm-train", *sorted(job, key=_place_of), *(f"{key}=null" for key in more)])
+    left_open: list[str] = []
+    for other in jobs:
+        keys = sorted({_key(word) for word in other} - {_key(word) for word in job})
+        if set(job) < set(other) and not set(left_open) & set(keys):
+            # Hydra takes no null for a group: another key, if there is one.
+            left_open.append(min(keys, key=lambda key: key in _GROUPS))
+    words = [*sorted(job, key=_place_of), *(f"{key}=null" for key in left_open)]
+    return " ".join(["fpgm-train", *words])
 
 
 def remember(directory: Path, jobs: Mapping[str, Words]) -> None:

@@ -17,6 +17,7 @@ from test_config import CONFIGS, compose
 from fpgm import grid
 from fpgm.baseline import find_baseline
 from fpgm.config import Config
+from fpgm.report.collect import missing
 from fpgm.run import RunError
 
 ROWS = [
@@ -240,8 +241,13 @@ def test_a_grid_skips_what_is_done_makes_what_is_missing_and_finds_its_baselines
     tmp_path: Path,
 ) -> None:
     few = ("experiment=smoke", "epochs=1", "seed=0")
-    status, out, err = run(tmp_path, *few, "rate=0.4", "criterion=gm")
-    assert status == 1  # there is no baseline yet
+    status, out, err = run(tmp_path, *few, "rate=0.4", "criterion=gm", "pretrained=baseline")
+    assert status == 1  # there is none yet
+    listed = {m.directory.name: m.command for m in missing([tmp_path], [])}
+    command = listed["criterion=gm,rate=0.4,seed=0"].split(" ")
+    assert command[0] == "fpgm-train"
+    assert run(tmp_path, *command[1:])[0] == 0  # what a report says makes a missing run
+    assert len(list(tmp_path.glob("outputs/*/*/report.json"))) == 1
     (line,) = {line for line in err.splitlines() if line.startswith("pretrained=baseline")}
     assert line.endswith("make it with: fpgm-train experiment=smoke seed=0 epochs=1 rate=0")
     status, out, err = run(tmp_path, *few)
