@@ -86,13 +86,13 @@ def chosen(rows: Sequence[Mapping[str, Any]], asked: Sequence[str]) -> list[Word
     keys = {key for row in rows for key in row}
     wanted = [word for word in asked if _key(word) in keys]
     rest = [word for word in asked if _key(word) not in keys]
-    everything = runs(rows)
+    all_runs = runs(rows)
     for word in wanted:
-        if not any(_says(run, word) for run in everything):
-            own = (next((w for w in run if _same_key(w, word)), "=null") for run in everything)
+        if not any(_says(run, word) for run in all_runs):
+            own = (next((w for w in run if _same_key(w, word)), "=null") for run in all_runs)
             values = dict.fromkeys(w.partition("=")[2] for w in own)
             raise GridError(f"{word}: not in this grid, choose one of {', '.join(values)}")
-    return [[*run, *rest] for run in everything if all(_says(run, word) for word in wanted)]
+    return [[*run, *rest] for run in all_runs if all(_says(run, word) for word in wanted)]
 
 
 def everything(rows: Sequence[Mapping[str, Any]], asked: Sequence[str]) -> list[Words]:

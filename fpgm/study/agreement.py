@@ -24,12 +24,9 @@ MANY = 256  # filters from which 1 / sqrt(n - 3) is nearer than that
 
 def spearman(scores: Array) -> Array:
     """Spearman's rank correlation of every pair of criteria. (K, N) -> (K, K)."""
-    ranks = stats.rankdata(scores, axis=1)
-    centred = ranks - ranks.mean(1, keepdims=True)
-    length = np.sqrt((centred**2).sum(1))
-    length[length == 0] = np.nan
-    correlations: Array = np.clip(centred @ centred.T / np.outer(length, length), -1, 1)
-    return correlations
+    # scipy.stats.spearmanr computes p-values as well, and gives a scalar for two rows.
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.atleast_2d(np.corrcoef(stats.rankdata(scores, axis=1)))
 
 
 def kendall(scores: Array) -> Array:
