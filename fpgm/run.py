@@ -21,7 +21,7 @@ from typing import Any
 
 import yaml
 
-from fpgm.atomic import write_text
+from fpgm.atomic import uninterrupted, write_text
 from fpgm.config import completed, differences, flatten
 
 log = logging.getLogger("fpgm")
@@ -74,7 +74,8 @@ class Run:
         trace: TracebackType | None,
     ) -> None:
         if self._board is not None:
-            self._board.close()
+            with uninterrupted():
+                self._board.close()
         for handler in self._handlers:
             log.removeHandler(handler)
             handler.close()
@@ -102,6 +103,8 @@ class Run:
         always seen as what it is."""
         importlib.import_module("torch.utils.tensorboard")
 
+    # An interrupt inside TensorBoard's queue leaves its thread waiting, and close() with it.
+    @uninterrupted()
     def record(
         self, history: Sequence[Mapping[str, Any]], scores: Mapping[str, Any] | None = None
     ) -> None:
@@ -126,6 +129,7 @@ class Run:
             self._board.add_histogram(f"score/{layer}", values, row["epoch"])
         self._board.flush()
 
+    @uninterrupted()
     def finish(self, report: Mapping[str, Any], markdown: str) -> None:
         """Write the result; the presence of report.json means done. Raises OSError."""
         if self._board is not None:

@@ -56,14 +56,18 @@ def test_criterion_trains_prunes_and_ships_an_equal_network(
         assert r["accuracy"]["dense"] == r["accuracy"]["zeroed_last"]
 
 
-def test_two_processes_choose_by_the_same_images_as_one(runs: Path, tmp_path: Path) -> None:
-    words = [*DIGITS[:1], *DIGITS[2:], "epochs=1", "criterion=taylor", "hydra.run.dir=r"]
-    process = torchrun(tmp_path, 2, *words)
+def test_two_processes_choose_by_the_same_images_as_one(tmp_path: Path) -> None:
+    words = [*DIGITS[:1], *DIGITS[2:], "epochs=1", "criterion=taylor"]
+    process = torchrun(tmp_path, 2, *words, "hydra.run.dir=two")
     out, _ = process.communicate(timeout=300)
     assert process.returncode == 0, out
+    # One thread, as in each of the two: at a random start gradients nearly cancel in front of a
+    # BatchNorm, and the order of their sums, which follows the threads, decides close calls.
+    status, _, err = run(tmp_path, *words, "hydra.run.dir=one", OMP_NUM_THREADS="1")
+    assert status == 0, err
     found, alone = (
-        torch.load(where / "last.pt", weights_only=True)["keep"]
-        for where in (tmp_path / "r", directory(runs, "taylor", "frozen"))
+        torch.load(tmp_path / where / "last.pt", weights_only=True)["keep"]
+        for where in ("two", "one")
     )
     assert {name: kept.tolist() for name, kept in found.items()} == {
         name: kept.tolist() for name, kept in alone.items()

@@ -9,7 +9,10 @@ import json
 import multiprocessing
 import os
 import pickle
+import queue
+import signal
 import tempfile
+import threading
 from pathlib import Path
 
 import pytest
@@ -21,7 +24,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import fpgm
 from fpgm import checkpoint
-from fpgm.atomic import write_text
+from fpgm.atomic import uninterrupted, write_text
 from fpgm.checkpoint import CheckpointError
 from fpgm.run import Run, RunError
 
@@ -105,6 +108,65 @@ def test_write_that_fails_leaves_the_old_file_and_no_rubbish(
     assert caught.value.filename == str(tmp_path / "a")
     assert (tmp_path / "a").read_text() == "old"
     assert os.listdir(tmp_path) == ["a"]
+
+
+def interrupted(done: list[str]) -> None:
+    with uninterrupted():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        done.append("all of it")
+
+
+def test_ctrl_c_waits_for_the_end_of_what_must_not_be_cut() -> None:
+    done: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(done)
+    assert done == ["all of it"]
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)  # afterwards as before
+
+
+def test_ctrl_c_that_a_background_job_ignores_stays_ignored() -> None:
+    done: list[str] = []
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        interrupted(done)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert done == ["all of it"]
+
+
+def test_threads_may_write_without_a_handler_of_their_own() -> None:
+    done = []
+
+    def work() -> None:
+        with uninterrupted():
+            done.append("all of it")
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join(10)
+    assert done == ["all of it"]
+
+
+def test_ctrl_c_inside_tensorboard_neither_hangs_nor_loses_an_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut while the writer's queue is locked, its thread waits for ever, and the run with it."""
+    right = queue.Queue._put
+
+    def cut(self: queue.Queue, item: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+        right(self, item)
+
+    with Run(tmp_path, CONFIG) as run:
+        run.get_ready()
+        monkeypatch.setattr(queue.Queue, "_put", cut)
+        with pytest.raises(KeyboardInterrupt):
+            run.record([{"epoch": 1, "loss": 0.5}])
+        monkeypatch.undo()
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [(e.step, e.value) for e in events.Scalars("loss")] == [(1, 0.5)]
 
 
 def test_truncated_checkpoint_falls_back_to_the_one_before_and_says_so(tmp_path: Path) -> None:

@@ -1,0 +1,54 @@
+"""What is shipped is proven equal: a mistake ends the run, rounding does not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_schedules import FROZEN, config
+
+from fpgm import delivery
+from fpgm.config import Config
+from fpgm.job import TrainingError
+from fpgm.run import Run
+from fpgm.train import train
+
+
+def digits(tmp_path: Path) -> dict[str, Any] | None:
+    c: Config = config(FROZEN, epochs=1, batch_size=512)
+    with Run(tmp_path, c.as_dict()) as run:
+        return train(c, run)
+
+
+def test_rounding_above_the_limit_is_said_and_costs_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery, "FLOAT32", 0.0)
+    report = digits(tmp_path)
+    assert report is not None
+    assert report["status"] == "done"
+    (said,) = [line for line in report["warnings"] if line.startswith("the compact network")]
+    assert "in float32, more than 0 of" in said
+    assert said.endswith("in float64")
+    assert "rounding" in said
+
+
+@pytest.mark.parametrize("mistake", [1e-3, float("nan")])
+def test_a_mistake_in_the_compact_network_ends_the_run_and_keeps_both_networks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mistake: float
+) -> None:
+    right = delivery.compact
+
+    def wrong(*arguments: Any) -> torch.nn.Module:
+        small = right(*arguments)
+        torch.nn.init.constant_(small.fc.bias, mistake)
+        return small
+
+    monkeypatch.setattr(delivery, "compact", wrong)
+    with pytest.raises(TrainingError, match="in float64: no report; both networks are kept in"):
+        digits(tmp_path)
+    assert not (tmp_path / "report.json").exists()
+    assert (tmp_path / "zeroed.pt").exists()
+    assert (tmp_path / "compact.pt").exists()
