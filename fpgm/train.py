@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -185,15 +187,14 @@ def _step(
     inputs, labels = batch
     frozen = masked(job.config.schedule, epoch, job.config.epochs)
     try:
-        with autocast(job.device, job.precision):
+        with _memory(job), autocast(job.device, job.precision):
             loss = F.cross_entropy(job.forward(inputs), labels)
         # On a GPU reading the loss would make the host wait at every step: there it is read once.
         if job.device.type == "cpu" and not math.isfinite(loss.item()):
             raise _not_finite(job, epoch, where)
         job.stepper.zero_grad()
-        loss.backward()
-    except torch.OutOfMemoryError as error:
-        raise _too_large(job) from error
+        with _memory(job):
+            loss.backward()
     except RuntimeError as error:
         if job.ranks.world == 1 or isinstance(error, TrainingError):
             raise
@@ -202,8 +203,17 @@ def _step(
             f"({checkpoint.first_line(error)}); the same command goes on after epoch {epoch}"
         ) from error
     job.pruning.after_backward(frozen)
-    job.stepper.step()
+    with _memory(job):  # the first step makes the momentum
+        job.stepper.step()
     return loss.detach()
+
+
+@contextlib.contextmanager
+def _memory(job: Job) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise _too_large(job) from error
 
 
 def _not_finite(job: Job, epoch: int, where: str) -> TrainingError:

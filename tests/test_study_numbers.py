@@ -31,6 +31,7 @@ from fpgm.study.agreement import (
 from fpgm.study.applicability import comparable, gaps, in_one_ranking, shares, spread, stability
 from fpgm.study.diagnosis import density, diagnose
 from fpgm.study.distribution import anderson, battery, verdict
+from fpgm.study.findings import relation
 from fpgm.study.gaussian_null import SCALE_FREE, count_draws, draw, figures, whole_network
 from fpgm.study.settings import Settings
 from fpgm.study.summary import lines
@@ -342,20 +343,20 @@ def test_density_is_scipys_and_covers_all_norms() -> None:
 
 
 @pytest.mark.parametrize(
-    ("spearman", "null", "relation", "said"),
+    ("spearman", "null", "z", "said"),
     [
-        (0.9981, 0.9999, "below", "as alike as their null gm-fermat 1.00 / 1.00"),
-        (0.9999, 0.9981, "above", "as alike as their null gm-fermat 1.00 / 1.00"),
-        (0.93, 0.95, "below", "less alike than their null gm-fermat 0.93 / 0.95"),
-        (0.95, 0.93, "above", "more alike than their null gm-fermat 0.95 / 0.93"),
-        (0.95, 0.53, "as", "as alike as their null gm-fermat 0.95 / 0.53"),
+        (0.9981, 0.9999, -9.0, "as alike as their null gm-fermat 1.00 / 1.00"),
+        (0.9999, 0.9981, 9.0, "as alike as their null gm-fermat 1.00 / 1.00"),
+        (0.93, 0.95, -9.0, "less alike than their null gm-fermat 0.93 / 0.95"),
+        (0.95, 0.93, 9.0, "more alike than their null gm-fermat 0.95 / 0.93"),
+        (0.95, 0.53, 2.9, "as alike as their null gm-fermat 0.95 / 0.53"),
     ],
 )
-def test_summary_names_no_difference_that_its_digits_do_not_show(
-    spearman: float, null: float, relation: str, said: str
+def test_no_difference_is_named_that_digits_do_not_show_or_chance_may_have_made(
+    spearman: float, null: float, z: float, said: str
 ) -> None:
     pair = {
-        "a": "gm", "b": "fermat", "null": "gaussian", "relation": relation, "z": 9.0,
+        "a": "gm", "b": "fermat", "null": "gaussian", "relation": relation(spearman, null, z),
         "spearman": spearman, "spearman_null": null, "least": 0.9, "least_layer": "conv1",
         "global": None, "global_null": None,
     }  # fmt: skip

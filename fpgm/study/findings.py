@@ -11,13 +11,14 @@ import numpy as np
 Row = dict[str, Any]
 Study = Mapping[str, Any]
 SURE = 3.0  # standard deviations from its null at which a pair is called above or below it
+SEEN = 0.01  # in a correlation: a smaller difference is not worth a word, however sure
 
 
 def pairs(study: Study) -> list[Row]:
     """A row for each pair of criteria: its mean over layers beside its null, and over the network.
 
-    z: how far the mean lies from its null, in standard deviations; relation: above, as or below
-    its null, by |z| > SURE. Of layers that follow the null 2.5 % lie above its interval.
+    z: how far the mean lies from its null, in standard deviations; relation: see below. Of layers
+    that follow the null 2.5 % lie above its interval.
     """
     shapes = {row["layer"]: row["shape"] for row in study["layers"]}
     rows = []
@@ -25,20 +26,21 @@ def pairs(study: Study) -> list[Row]:
         layers = [row for row in found if row["scope"] == "layer" and row["spearman"] is not None]
         over = next((row for row in found if row["scope"] == "global"), None)
         least = min(layers, key=lambda row: row["spearman"], default=None)
+        mean_, null = (mean(row[key] for row in layers) for key in ("spearman", "spearman_null"))
         z, z_over = distance(layers, shapes), distance([over] if over else [], {"": ""})
+        one, one_null = (over[k] if over else None for k in ("spearman", "spearman_null"))
         rows.append(
             {
                 "a": a, "b": b, "null": found[0]["null"], "layers": len(layers),
-                "spearman": mean(row["spearman"] for row in layers),
-                "spearman_null": mean(row["spearman_null"] for row in layers),
-                "z": z, "relation": _relation(z),
+                "spearman": mean_, "spearman_null": null,
+                "z": z, "relation": relation(mean_, null, z),
                 "layers_above": sum(row["spearman"] > row["spearman_high"] for row in layers),
                 "layers_below": sum(row["spearman"] < row["spearman_low"] for row in layers),
                 "least": least and least["spearman"], "least_layer": least and least["layer"],
                 "kendall": mean(row["kendall"] for row in layers),
                 "kendall_null": mean(row["kendall_null"] for row in layers),
-                "global": over and over["spearman"], "global_null": over and over["spearman_null"],
-                "global_z": z_over, "global_relation": _relation(z_over),
+                "global": one, "global_null": one_null,
+                "global_z": z_over, "global_relation": relation(one, one_null, z_over),
             }
         )  # fmt: skip
     return rows
@@ -81,10 +83,13 @@ def criteria(study: Study) -> list[Row]:
     return rows
 
 
-def _relation(z: float | None) -> str | None:
-    if z is None:
+def relation(correlation: float | None, null: float | None, z: float | None) -> str | None:
+    """`above` or `below` its null where |z| > SURE and the difference can be SEEN, else `as`."""
+    if correlation is None or null is None or z is None:
         return None
-    return "above" if z > SURE else "below" if z < -SURE else "as"
+    if abs(correlation - null) < SEEN or abs(z) <= SURE:
+        return "as"
+    return "above" if z > 0 else "below"
 
 
 def grouped(rows: Iterable[Row], *keys: str) -> dict[tuple[Any, ...], list[Row]]:

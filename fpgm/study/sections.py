@@ -57,8 +57,8 @@ def _similarity(study: Study) -> Section:
             "nothing about this network. A criterion that looks at data or BatchNorm has no such "
             "null; two unrelated rankings stand there (0). z: how many of the null's standard "
             "deviations the layers lie above it on average (after Fisher's transformation); "
-            "called above or below from 3 on. Of layers that follow the null 2.5 % lie above its "
-            "interval, and 2.5 % below."
+            "called above or below from 3 on, where two digits show it. Of layers that follow "
+            "the null 2.5 % lie above its interval, and 2.5 % below."
             + (f" {zero:,} filters are all zero and left out; those that live were chosen by some "
                "criterion, and over a chosen part rank correlations are lower." if zero else "")
         ),

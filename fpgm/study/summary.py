@@ -34,7 +34,7 @@ def _similarity(rows: Sequence[Row]) -> tuple[str, str]:
     known = [row for row in rows if row["spearman"] is not None]
     if not known:
         return "Layer by layer: no pair compared.", "Where they part: no pair compared."
-    by = {kind: [r for r in known if _in_words(r) == kind] for kind in RELATIONS}
+    by = {kind: [r for r in known if r["relation"] == kind] for kind in RELATIONS}
     parts = [f"{RELATIONS[kind]} {_names(found)}" for kind, found in by.items() if found]
     least = min(known, key=lambda row: row["least"])
     return (
@@ -49,17 +49,6 @@ RELATIONS = {
     "as": "as alike as their null",
     "below": "less alike than their null",
 }
-
-
-SEEN = 0.01  # a smaller difference is not worth a word, however sure
-
-
-def _in_words(row: Row) -> str | None:
-    """The relation of a pair to its null, `as` where two digits would not show it."""
-    relation: str | None = row["relation"]
-    if relation is None:
-        return None
-    return relation if abs(row["spearman"] - row["spearman_null"]) >= SEEN else "as"
 
 
 def _names(rows: Sequence[Row]) -> str:
