@@ -42,14 +42,14 @@ class Compacted:
         network: nn.Module,
         places: Mapping[str, Place],
     ) -> None:
-        self.network = network.train()
+        self.network = network.train().to(memory_format=torch.channels_last)
         self.optimizer = torch.optim.SGD(network.parameters(), **optimizer.defaults)
         self._model, self._full, self._places = model, optimizer, places
         full = dict(model.named_parameters())
         for name, parameter in network.named_parameters():
             buffer = optimizer.state[full[name]].get("momentum_buffer")
             if buffer is not None:
-                own = buffer[places[name]].clone()
+                own = torch.empty_like(parameter).copy_(buffer[places[name]])
                 self.optimizer.state[parameter]["momentum_buffer"] = own
 
     def rows(self, convolution: str) -> Tensor:

@@ -104,7 +104,14 @@ def load_arrays(dataset: config.Dataset, device: torch.device) -> Data:
     else:
         mean, std = _moments(train_images)
     tensors = (train_images, train_labels, test_images, test_labels, mean, std)
-    on_device = [t.to(device) for t in tensors]
+    try:
+        on_device = [t.to(device) for t in tensors]
+    except torch.OutOfMemoryError as error:
+        size = sum(t.nbytes for t in tensors) / 2**30
+        raise DataError(
+            f"dataset={dataset.name}: {size:.1f} GiB of images do not fit into the GPU's memory; "
+            "dataset=imagenet reads images from the disk instead"
+        ) from error
     return Data(*on_device, classes, dataset.pad, dataset.flip)  # type: ignore[arg-type, call-arg]
 
 

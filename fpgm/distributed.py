@@ -56,9 +56,16 @@ def join(device: str) -> Ranks:
     cuda = choose_device(device).type == "cuda"
     local = int(os.environ.get("LOCAL_RANK", "0"))
     if cuda:
+        if local >= torch.cuda.device_count():
+            count = torch.cuda.device_count()
+            raise RankError(
+                f"torchrun: process {local + 1} of this machine has no GPU of its own, there are "
+                f"{count}; --nproc-per-node={count}, or device=cpu"
+            )
         torch.cuda.set_device(local)
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if cuda else "gloo", timeout=PATIENCE)
+        # What is no tensor goes through gloo: nccl has the GPU spin while it waits.
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
     return Ranks(dist.get_rank(), world, local)
 
 
@@ -89,11 +96,11 @@ def mean(value: Tensor, ranks: Ranks) -> Tensor:
     return value
 
 
-def all_say(yes: bool, ranks: Ranks, device: torch.device) -> bool:
+def all_say(yes: bool, ranks: Ranks) -> bool:
     """Whether every rank says yes."""
     if ranks.world == 1:
         return yes
-    votes = torch.tensor(int(yes), device=device)
+    votes = torch.tensor(int(yes))
     dist.all_reduce(votes, dist.ReduceOp.MIN)
     return bool(votes)
 
@@ -116,7 +123,9 @@ def spread(module: nn.Module, ranks: Ranks) -> nn.Module:
     if ranks.world == 1:
         return module
     own = [ranks.local] if next(module.parameters()).is_cuda else None
-    return nn.parallel.DistributedDataParallel(module, device_ids=own)
+    net = nn.parallel.DistributedDataParallel(module, device_ids=own)
+    net.broadcast_buffers = False  # once an epoch is enough, see share_buffers
+    return net
 
 
 def share_buffers(module: nn.Module, ranks: Ranks) -> None:

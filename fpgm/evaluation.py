@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from fpgm.distributed import ALONE, Ranks, joined
+from fpgm.graph import exact
 from fpgm.images import Images
 from fpgm.machine import autocast
 
-TEST_PIXELS = 1_024_000  # of a batch: bounds the memory of an evaluation
+TEST_PIXELS = {"cpu": 1_024_000, "cuda": 10_240_000}  # of a batch: bounds an evaluation's memory
 
 
 @torch.inference_mode()
@@ -25,11 +26,10 @@ def logits(
     """
     model.eval()
     _, height, width = images.image_shape
-    size = max(1, min(1000, TEST_PIXELS // (height * width)))
-    # TF32 keeps 10 bits of a product: too few to show two networks equal.
-    exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+    pixels = TEST_PIXELS[images.device.type]
+    size = max(1, min(1000, pixels // (height * width)))
     outputs, labels = [], []
-    with autocast(images.device, dtype), exact:
+    with autocast(images.device, dtype), exact():
         for batch, own in images.tests(size, ranks):
             outputs.append(model(batch).float())
             labels.append(own)

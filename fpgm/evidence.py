@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from fpgm.followers import batch_norms, rectifiers
-from fpgm.graph import ChannelGraph, evaluating, trace
+from fpgm.graph import ChannelGraph, evaluating, exact, trace
 
 Evidence = dict[str, dict[str, Tensor]]  # layer -> {keyword of the criterion: (N,) float64}
 Batches = Iterable[tuple[Tensor, Tensor]]  # (B, C, H, W) normalised images and (B,) labels
@@ -80,7 +80,7 @@ def gather(
                 assert isinstance(gamma, Tensor)
                 found[layer]["gamma"] = gamma.detach().abs().double().cpu()
     if DATA.intersection(wanted):
-        with evaluating(model), _unused_norms_in_training(model), _exact():
+        with evaluating(model), _unused_norms_in_training(model), exact():
             _read(graph, wanted, batches or (), found)
     for layer, values in found.items():
         for key, value in values.items():
@@ -166,6 +166,8 @@ def _zeros(maps: Tensor) -> Tensor:
 
 def _ranks(maps: Tensor) -> Tensor:
     """Rank of each (H, W) map, with numpy's and torch's usual tolerance."""
+    if max(maps.shape[2:]) > 32:  # a GPU's batched decomposition ends there: one by one, slower
+        maps = maps.cpu()
     finite = maps.isfinite().flatten(2).all(2)
     ranks: Tensor = torch.linalg.matrix_rank(maps.nan_to_num(0, 0, 0))  # no rank of NaN
     return ranks.double().masked_fill(~finite, torch.nan)
@@ -232,11 +234,3 @@ def _as_made(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> bool:
     if mean is None or variance is None:
         return False
     return not mean.any() and bool((variance == 1).all())
-
-
-def _exact() -> contextlib.AbstractContextManager[None]:
-    """TF32 keeps 10 bits of a product: too few to tell what rank a map has."""
-    flags: contextlib.AbstractContextManager[None] = torch.backends.cudnn.flags(
-        enabled=True, allow_tf32=False
-    )
-    return flags

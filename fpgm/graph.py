@@ -84,6 +84,15 @@ class ChannelGraph:
         return node
 
 
+def exact() -> contextlib.AbstractContextManager[None]:
+    """Context without TF32, which keeps 10 bits of a product: too few to show networks equal, or to
+    tell what rank a map has. It is torch's default for convolutions on a GPU."""
+    flags: contextlib.AbstractContextManager[None] = torch.backends.cudnn.flags(
+        enabled=True, allow_tf32=False
+    )
+    return flags
+
+
 @contextlib.contextmanager
 def evaluating(*models: nn.Module) -> Iterator[None]:
     """Eval mode inside; every module's own mode again afterwards."""

@@ -30,7 +30,8 @@ class Job:
 
     arch: the arguments of models.model that give this network. What is trained is chosen by
     `set_up`: compacted, the compact network in place of `model`, where that is exact; stepper, the
-    optimizer of whichever is trained; forward, that network as the loop calls it.
+    optimizer of whichever is trained; forward, that network as all ranks train it; fast, the same
+    compiled, where that is asked for.
     """
 
     config: Config
@@ -45,9 +46,10 @@ class Job:
     compacted: Compacted | None = field(default=None, init=False)
     stepper: torch.optim.SGD = field(init=False)
     forward: nn.Module = field(init=False)
+    fast: nn.Module = field(init=False)
 
     def __post_init__(self) -> None:
-        self.stepper, self.forward = self.optimizer, self.model
+        self.stepper, self.forward, self.fast = self.optimizer, self.model, self.model
 
     @property
     def device(self) -> torch.device:
@@ -69,12 +71,25 @@ class Job:
             self.compacted = compacted(self.model, self.optimizer, keep, blocks, image)
         self.stepper = self.optimizer if self.compacted is None else self.compacted.optimizer
         self.pruning.watch(self.compacted)
-        net = spread(self.network, self.ranks)
-        if self.config.compile:
-            # On a GPU as CUDA graphs; never again for another epoch, the shapes are the same.
-            mode = "reduce-overhead" if self.device.type == "cuda" else None
-            net = torch.compile(net, mode=mode, dynamic=False)  # type: ignore[assignment]
-        self.forward = net
+        self.forward = spread(self.network, self.ranks)
+        self.fast = self._compiled() if self.config.compile else self.forward
+
+    def _compiled(self) -> nn.Module:
+        """What is trained, compiled for full batches, once for all epochs; on a GPU as CUDA graphs,
+        but not where processes meet in the middle of them."""
+        mode = "reduce-overhead" if self.device.type == "cuda" else None
+        if self.ranks.world > 1:
+            # Split at DDP's buckets, the parts of a graph overwrite each other's buffers in torch
+            # before 2.9 (pytorch/pytorch#160745).
+            mode, torch._dynamo.config.optimize_ddp = None, False
+        return torch.compile(self.forward, mode=mode, dynamic=False)  # type: ignore[return-value]
+
+    def outputs(self, inputs: torch.Tensor) -> torch.Tensor:
+        """What is trained says of a batch: (B, C, H, W) -> (B, classes)."""
+        # Compiling for the last, short batch as well takes longer than its one step an epoch.
+        full = len(inputs) == self.config.batch_size // self.ranks.world
+        logits: torch.Tensor = (self.fast if full else self.forward)(inputs)
+        return logits
 
     def select_again(self, epoch: int) -> dict[str, Any]:
         """Select and zero after an epoch, as the schedule says; what is trained follows.

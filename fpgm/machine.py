@@ -71,6 +71,14 @@ def autocast(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
     return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)
 
 
+def precision_name(device: torch.device, dtype: torch.dtype | None) -> str:
+    """What the products of training are rounded to."""
+    if dtype is not None:
+        return "bf16"
+    tensor_cores = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    return "float32, convolutions in TF32" if tensor_cores else "float32"
+
+
 def environment(device: torch.device, dtype: torch.dtype | None) -> dict[str, Any]:
     """What a reader of a report needs to judge its figures and times."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
@@ -84,7 +92,7 @@ def environment(device: torch.device, dtype: torch.dtype | None) -> dict[str, An
         "processor": name,
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "precision": "bf16" if dtype is not None else "float32",
+        "precision": precision_name(device, dtype),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -65,9 +66,10 @@ class Pruning:
         if c.scope == "global":  # a search for the rate that meets macs_target goes beyond
             rate = min(rate, 1 - c.floor)
         blocks, own = self.couples.blocks, c.criterion
-        self.scores = score(
+        scores = score(
             self.model, own.name, rate, blocks, c.seed, c.scope, self._evidence, **own.options()
         )
+        self.scores = {name: values.cpu() for name, values in scores.items()}
         return highest(self.scores, rate, blocks, align, c.scope, c.scope_norm, c.floor)
 
     def _gathered(self) -> Evidence:
@@ -99,10 +101,10 @@ class Pruning:
 
     def _found_rate(self) -> float:
         c = self.config
+        model = copy.deepcopy(self.model).cpu()  # compaction waits for every small result
 
         def macs(rate: float, align: int = c.align) -> int:
-            small = compact(self.model, self.selection(rate, align))
-            return cost(small, self.image).macs
+            return cost(compact(model, self.selection(rate, align)), self.image).macs
 
         if c.macs_target is not None:
             limit = c.macs_target * cost(self.model, self.image).macs
@@ -129,7 +131,6 @@ class Pruning:
             self._weights[name] = weight
         self._masks = pruned(self.model, keep)
         self.watch(self._compacted)
-        self._alive = {name: torch.zeros_like(mask) for name, mask in self._masks.items()}
 
     def watch(self, compacted: Compacted | None) -> None:
         """Say which network is trained: the compact one, or None for the one at full width."""
@@ -137,14 +138,18 @@ class Pruning:
         network = self.model if compacted is None else compacted.network
         norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d) and m.affine]
         self._scales = [norm.weight for norm in norms]
-        self._watched: list[tuple[str, Tensor, Tensor | slice, Tensor]] = []
+        # Of the layers that have pruned filters, in lists for torch's foreach operations.
+        self._watched: list[Tensor] = []  # the weights that are trained
+        self._kept: list[Tensor] = []  # 0 where a filter is pruned, else 1
+        self._seen: list[Tensor] = []  # gradients so far, their absolute values summed
         for name, mask in self._masks.items():
-            if compacted is None:
-                self._watched.append((name, self._weights[name], slice(None), mask))
-            else:
-                weight, rows = compacted.network.get_submodule(name).weight, compacted.rows(name)
-                assert isinstance(weight, Tensor)
-                self._watched.append((name, weight, rows, mask[rows]))
+            weight = network.get_submodule(name).weight
+            assert isinstance(weight, Tensor)
+            own = mask if compacted is None else mask[compacted.rows(name)]
+            if own.any():
+                self._watched.append(weight)
+                self._kept.append(torch.ones_like(weight).masked_fill_(own.view(-1, 1, 1, 1), 0))
+                self._seen.append(torch.zeros_like(weight))
 
     @property
     def count(self) -> int:
@@ -160,7 +165,8 @@ class Pruning:
 
     def start_epoch(self) -> None:
         """Forget which pruned filters have seen a gradient."""
-        self._alive = {name: torch.zeros_like(mask) for name, mask in self._masks.items()}
+        for seen in self._seen:
+            seen.zero_()
 
     @torch.no_grad()
     def after_backward(self, masked: bool) -> None:
@@ -172,12 +178,14 @@ class Pruning:
             for scale in self._scales:
                 assert scale.grad is not None
                 scale.grad.add_(scale.sign(), alpha=self.config.criterion.slimming)
-        for name, weight, rows, mask in self._watched:
-            gradient = weight.grad
-            assert gradient is not None
-            self._alive[name][rows] |= gradient.flatten(1).any(1) & mask
+        gradients = [weight.grad for weight in self._watched if weight.grad is not None]
+        assert len(gradients) == len(self._watched)
+        if (
+            gradients
+        ):  # few launches for all layers: on a GPU one by one they take as long as forward
+            torch._foreach_add_(self._seen, torch._foreach_abs(gradients))
             if masked:
-                gradient.masked_fill_(mask.view(-1, 1, 1, 1), 0)
+                torch._foreach_mul_(gradients, self._kept)
 
     @torch.no_grad()
     def revived(self) -> int:
@@ -187,7 +195,11 @@ class Pruning:
 
     def dead(self) -> int:
         """Pruned filters that no gradient reached since `start_epoch`."""
-        return self.count - sum(int(alive.sum()) for alive in self._alive.values())
+        reached = (
+            seen.flatten(1).any(1) & ~kept.flatten(1).any(1)
+            for seen, kept in zip(self._seen, self._kept, strict=True)
+        )
+        return self.count - sum(int(filters.sum()) for filters in reached)
 
     def after_epoch(self, epoch: int) -> dict[str, Any]:
         """Select again and zero, as the schedule says. Returns what happened, for the history.

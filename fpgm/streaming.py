@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,9 @@ class Stream:
         self.image_shape = (3, size, size)
         self.counts = (len(train), len(test))
         self._skip = dataset.on_error == "skip"
-        self._workers = cores() if dataset.workers is None else dataset.workers
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # of torchrun on this machine
+        own = max(1, cores() // processes)
+        self._workers = own if dataset.workers is None else dataset.workers
         flip = [v2.RandomHorizontalFlip()] if dataset.flip else []
         augmented = [v2.RandomResizedCrop(size, antialias=True), *flip]
         central = [v2.Resize(round(size * RESIZE), antialias=True), v2.CenterCrop(size)]
@@ -98,7 +101,7 @@ class Stream:
                 log.warning("warning: left out: %s", problem)
             enough = len(labels) > (part != "test")  # BatchNorm has no variance of one image
             if self._skip and part == "train":  # a step is taken by all or by none
-                enough = all_say(enough, ranks, self.device)
+                enough = all_say(enough, ranks)
             if enough:
                 # As bytes: a quarter of what floats take on the bus.
                 images = images.to(self.device, non_blocking=True)

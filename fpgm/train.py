@@ -28,7 +28,7 @@ from fpgm.distributed import (
 from fpgm.evaluation import accuracy, logits
 from fpgm.images import summary
 from fpgm.job import Job, TrainingError, load_images, prepare
-from fpgm.machine import autocast
+from fpgm.machine import autocast, precision_name
 from fpgm.run import Run
 from fpgm.runtimes import require
 from fpgm.schedules import learning_rate, masked
@@ -81,7 +81,7 @@ def train(config: Config, run: Run, ranks: Ranks = ALONE) -> dict[str, Any] | No
 def _announce(
     job: Job, run: Run, rate: float, problem: str | None, history: list[dict[str, Any]]
 ) -> None:
-    config, machine = job.config, "float32" if job.precision is None else "bf16"
+    config, machine = job.config, precision_name(job.device, job.precision)
     processes = f", {job.ranks.world} processes" if job.ranks.world > 1 else ""
     macs = expected_macs(job, rate)
     where = f"{job.device.type} {machine}{processes}"
@@ -188,7 +188,7 @@ def _step(
     frozen = masked(job.config.schedule, epoch, job.config.epochs)
     try:
         with _memory(job), autocast(job.device, job.precision):
-            loss = F.cross_entropy(job.forward(inputs), labels)
+            loss = F.cross_entropy(job.outputs(inputs), labels)
         # On a GPU reading the loss would make the host wait at every step: there it is read once.
         if job.device.type == "cpu" and not math.isfinite(loss.item()):
             raise _not_finite(job, epoch, where)
@@ -196,7 +196,9 @@ def _step(
         with _memory(job):
             loss.backward()
     except RuntimeError as error:
-        if job.ranks.world == 1 or isinstance(error, TrainingError):
+        # gloo says only that; with nccl there is a class for it, and much else can go wrong.
+        lost = RuntimeError if job.device.type == "cpu" else torch.distributed.DistError
+        if job.ranks.world == 1 or isinstance(error, TrainingError) or not isinstance(error, lost):
             raise
         raise RankError(
             f"epoch {epoch + 1}, {where}: another process is lost "

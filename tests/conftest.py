@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # on a GPU no two runs are the same to the bit
+
 from pathlib import Path
 
 import numpy as np

@@ -33,6 +33,15 @@ def dataset(name: str, root: Path | None = None, size: int | None = None) -> Dat
     )
 
 
+def test_images_that_do_not_fit_into_the_gpu_get_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(torch.Tensor, "to", full)
+    with pytest.raises(DataError, match=r"dataset=digits: 0\.0 GiB .* dataset=imagenet reads"):
+        data.load_arrays(dataset("digits"), CPU)
+
+
 @pytest.fixture
 def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two classes, three training and two test images each, JPEG and PNG, of several sizes."""

@@ -86,7 +86,10 @@ def test_two_processes_take_the_step_of_one_with_the_same_batch(tmp_path: Path) 
     config = Config.of(compose(*DIGITS[:-1], *words))
     jobs = [by_hand(config, tmp_path, parts) for parts in (2, 1)]
     apart = [
-        max(float((found["model"][n] - p).abs().max()) for n, p in job.model.named_parameters())
+        max(
+            float((found["model"][n] - p.detach()).abs().max())
+            for n, p in job.model.named_parameters()
+        )
         for job in jobs
     ]
     assert apart[0] < 1e-3
@@ -167,3 +170,12 @@ def test_ranks_that_select_differently_are_stopped(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(distributed.dist, "all_gather_object", gather)
     with pytest.raises(RankError, match="rank 1 has selected other filters than rank 0"):
         check_agreement({"conv1": torch.arange(3)}, Ranks(0, 2))
+
+
+def test_more_processes_than_gpus_get_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(RankError, match=r"process 2 .* there are 1; --nproc-per-node=1"):
+        distributed.join("cuda")
