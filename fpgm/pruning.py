@@ -101,25 +101,25 @@ class Pruning:
 
     def _found_rate(self) -> float:
         c = self.config
+        if c.macs_target is None and (c.align == 1 or c.rate == 0):
+            return c.rate
         model = copy.deepcopy(self.model).cpu()  # compaction waits for every small result
 
         def macs(rate: float, align: int = c.align) -> int:
             return cost(compact(model, self.selection(rate, align)), self.image).macs
 
-        if c.macs_target is not None:
-            limit = c.macs_target * cost(self.model, self.image).macs
-            try:
-                return rate_under(limit, macs)
-            except BudgetError as error:
-                least = math.ceil(1e3 * macs(LARGEST) / cost(self.model, self.image).macs) / 1e3
-                floor = f" scope=global floor={c.floor}" if c.scope == "global" else ""
-                raise BudgetError(
-                    f"macs_target={c.macs_target}: not to be reached with residual={c.residual} "
-                    f"align={c.align}{floor}, {error}; the least is macs_target={least}"
-                ) from error
-        if c.align > 1 and c.rate > 0:
+        if c.macs_target is None:
             return rate_nearest(macs(c.rate, 1), macs)
-        return c.rate
+        dense = cost(model, self.image).macs
+        try:
+            return rate_under(c.macs_target * dense, macs)
+        except BudgetError as error:
+            least = math.ceil(1e3 * macs(LARGEST) / dense) / 1e3
+            floor = f" scope=global floor={c.floor}" if c.scope == "global" else ""
+            raise BudgetError(
+                f"macs_target={c.macs_target}: not to be reached with residual={c.residual} "
+                f"align={c.align}{floor}, {error}; the least is macs_target={least}"
+            ) from error
 
     def use(self, keep: Mapping[str, Tensor]) -> None:
         """Take over a selection."""
@@ -180,9 +180,8 @@ class Pruning:
                 scale.grad.add_(scale.sign(), alpha=self.config.criterion.slimming)
         gradients = [weight.grad for weight in self._watched if weight.grad is not None]
         assert len(gradients) == len(self._watched)
-        if (
-            gradients
-        ):  # few launches for all layers: on a GPU one by one they take as long as forward
+        # A few launches for all layers: one by one they take a GPU as long as a forward pass.
+        if gradients:
             torch._foreach_add_(self._seen, torch._foreach_abs(gradients))
             if masked:
                 torch._foreach_mul_(gradients, self._kept)
