@@ -20,6 +20,7 @@ from fpgm.run import read_config
 
 LIMIT = 1e-4  # of the largest output: another runtime sums in another order
 CHECKED = 256  # test images
+LARGEST = 2**20  # images in a batch; without a limit torch 2.6 does not export
 
 
 class ExportError(RuntimeError):
@@ -33,9 +34,7 @@ def export(network: nn.Module, path: Path, image: tuple[int, int, int], dynamic:
     """
     folded = fold(network)
     example = torch.zeros(2 if dynamic else 1, *image)
-    batch = {"x": {0: torch.export.Dim("batch")}} if dynamic else None
-    inputs = [node.name for node in folded.graph.nodes if node.op == "placeholder"]
-    shapes = {inputs[0]: batch["x"]} if batch else None
+    shapes = ({0: torch.export.Dim("batch", max=LARGEST)},) if dynamic else None
     try:
         if path.suffix == ".pt2":
             torch.export.save(torch.export.export(folded, (example,), dynamic_shapes=shapes), path)

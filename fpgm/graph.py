@@ -113,7 +113,10 @@ def trace(model: nn.Module) -> ChannelGraph:
     """
     with evaluating(model):
         try:
-            traced = fx.GraphModule(model, InplaceTracer().trace(model))
+            graph = InplaceTracer().trace(model)
+            for node in graph.nodes:
+                node.type = None  # annotations; torch 2.6 cannot pickle those that are strings
+            traced = fx.GraphModule(model, graph)
         except (fx.proxy.TraceError, TypeError, RuntimeError) as error:
             name = type(model).__name__
             raise GraphError(
