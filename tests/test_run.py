@@ -13,6 +13,7 @@ import queue
 import signal
 import tempfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,14 @@ def test_write_that_fails_leaves_the_old_file_and_no_rubbish(
     assert os.listdir(tmp_path) == ["a"]
 
 
+@pytest.fixture
+def interrupts() -> Iterator[None]:
+    """Ctrl-C raises, also where a shell started the tests in its background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def interrupted(done: list[str]) -> None:
     with uninterrupted():
         signal.raise_signal(signal.SIGINT)
@@ -117,6 +126,7 @@ def interrupted(done: list[str]) -> None:
         done.append("all of it")
 
 
+@pytest.mark.usefixtures("interrupts")
 def test_ctrl_c_waits_for_the_end_of_what_must_not_be_cut() -> None:
     done: list[str] = []
     with pytest.raises(KeyboardInterrupt):
@@ -149,6 +159,7 @@ def test_threads_may_write_without_a_handler_of_their_own() -> None:
     assert done == ["all of it"]
 
 
+@pytest.mark.usefixtures("interrupts")
 def test_ctrl_c_inside_tensorboard_neither_hangs_nor_loses_an_epoch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
