@@ -2,6 +2,7 @@
 
 As on a GPU an operation on tensors of both kinds is an error, and so is numpy(). What makes the
 host wait for the device is counted in `waits`. Kernels, streams and speed are not emulated.
+Torch's FakeTensorMode knows devices, too, but has no values: nothing could be selected or proven.
 """
 
 from __future__ import annotations
