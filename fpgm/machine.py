@@ -6,13 +6,12 @@ import contextlib
 import ctypes
 import os
 import platform
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 import torchvision
-
-import fpgm
 
 
 class MachineError(ValueError):
@@ -83,7 +82,7 @@ def environment(device: torch.device, dtype: torch.dtype | None) -> dict[str, An
     """What a reader of a report needs to judge its figures and times."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {
-        "fpgm": fpgm.__version__,
+        "fpgm": version("fpgm"),
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
         "python": platform.python_version(),
