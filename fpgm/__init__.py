@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from fpgm import criteria, evidence
     from fpgm.compaction import compact, equivalence, load
     from fpgm.counting import cost
-    from fpgm.models import model
+    from fpgm.networks.models import model
     from fpgm.selection import select, zero_
 
 __version__ = "0.1.0"
@@ -34,7 +34,7 @@ _HOME = {
     "cost": "counting",
     "equivalence": "compaction",
     "load": "compaction",
-    "model": "models",
+    "model": "networks.models",
     "select": "selection",
     "zero_": "selection",
 }

@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 
 from fpgm.checkpoint import CheckpointError, read
 from fpgm.graph import evaluating, exact, trace
-from fpgm.models import model as build_model
+from fpgm.networks.models import model as build_model
 from fpgm.rewriting import Keep, Rewriter
 
 

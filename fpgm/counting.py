@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fpgm import operations as ops
 from fpgm.coupling import couple
 from fpgm.graph import ChannelGraph, evaluating
-from fpgm.layers import BorderConv2d
+from fpgm.networks.layers import BorderConv2d
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from fpgm.graph import trace
-from fpgm.layers import BorderConv2d
+from fpgm.networks.layers import BorderConv2d
 
 
 @torch.no_grad()

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from fpgm import checkpoint, data, models
+from fpgm import checkpoint, data
 from fpgm.compact_training import Compacted, compacted
 from fpgm.config import Config
 from fpgm.distributed import ALONE, Ranks, check_agreement, from_first, spread
 from fpgm.images import Images
 from fpgm.machine import choose_device, choose_precision, keep_freed_memory
+from fpgm.networks import models
 from fpgm.pruning import Pruning
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from fpgm.channels import Channels
-from fpgm.layers import BorderConv2d
+from fpgm.networks.layers import BorderConv2d
 
 
 def convolution(

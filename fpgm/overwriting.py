@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torchvision.ops.stochastic_depth import stochastic_depth
 
-from fpgm.layers import BorderConv2d, Expand, Pick
+from fpgm.networks.layers import BorderConv2d, Expand, Pick
 from fpgm.operations import ELEMENTWISE_METHODS, GraphError, named_arguments
 
 _TWINS: dict[Any, Any] = {

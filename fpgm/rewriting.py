@@ -22,7 +22,7 @@ from fpgm import narrowing
 from fpgm import operations as ops
 from fpgm.channels import Channels, Expansion
 from fpgm.graph import ChannelGraph
-from fpgm.layers import Expand, Pick
+from fpgm.networks.layers import Expand, Pick
 from fpgm.overwriting import inplace, out_of_place
 
 Keep = Mapping[str, Tensor]

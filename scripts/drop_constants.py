@@ -12,7 +12,7 @@ import fpgm
 from fpgm import data
 from fpgm.config import Config
 from fpgm.evaluation import accuracy, logits
-from fpgm.layers import BorderConv2d, Expand
+from fpgm.networks.layers import BorderConv2d, Expand
 from fpgm.run import read_config
 
 

@@ -11,7 +11,7 @@ import torchvision
 import fpgm
 from fpgm.coupling import RESIDUAL, couple
 from fpgm.graph import trace
-from fpgm.layers import Expand
+from fpgm.networks.layers import Expand
 
 TORCHVISION = (
     "resnet18", "resnet50", "vgg11", "densenet121", "googlenet", "mobilenet_v2",

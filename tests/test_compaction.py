@@ -18,7 +18,7 @@ from fpgm.checkpoint import CheckpointError
 from fpgm.compaction import compact, equivalence, load
 from fpgm.coupling import couple
 from fpgm.graph import GraphError, trace
-from fpgm.layers import BorderConv2d, Expand
+from fpgm.networks.layers import BorderConv2d, Expand
 
 LIMIT = {torch.float32: 1e-5, torch.float64: 1e-12}
 SIZES = {"vgg16": (37, 41), "resnet18": (61, 75), "resnet50": (61, 75)}

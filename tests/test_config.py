@@ -16,7 +16,7 @@ from fpgm.cli import CONFIGS, quoted
 from fpgm.config import Config, differences, flatten
 from fpgm.criteria import CRITERIA
 from fpgm.grid import run_name
-from fpgm.models import MODELS
+from fpgm.networks.models import MODELS
 from fpgm.typed import ConfigError, suggestion
 
 

@@ -17,7 +17,7 @@ from fpgm.budget import BudgetError, rate_nearest, rate_under
 from fpgm.compaction import compact, equivalence
 from fpgm.coupling import RESIDUAL, couple
 from fpgm.graph import trace
-from fpgm.layers import Expand, Pick
+from fpgm.networks.layers import Expand, Pick
 from fpgm.selection import SelectionError, kept_count, kept_counts
 
 TORCHVISION = (

@@ -9,13 +9,13 @@ import pytest
 import torch
 from test_cli import report, run
 
-from fpgm import models
 from fpgm.checkpoint import CheckpointError
 from fpgm.config import Dataset
 from fpgm.data import load
 from fpgm.distributed import Ranks
 from fpgm.image_folder import DataError, open_image
 from fpgm.job import load_pretrained
+from fpgm.networks import models
 
 CPU = torch.device("cpu")
 WORDS = ("dataset=imagenet", "dataset.root=images", "dataset.image_size=64", "dataset.workers=1",

@@ -20,7 +20,7 @@ from fpgm.checkpoint import write
 from fpgm.compaction import compact, equivalence, load
 from fpgm.coupling import RESIDUAL, couple
 from fpgm.graph import trace
-from fpgm.layers import BorderConv2d, Expand
+from fpgm.networks.layers import BorderConv2d, Expand
 
 NETWORKS = {
     "resnet20": lambda: fpgm.model("resnet20"),

@@ -11,12 +11,13 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from fpgm import checkpoint, models
+from fpgm import checkpoint
 from fpgm.compaction import load
 from fpgm.config import Dataset
 from fpgm.data import load as load_data
 from fpgm.image_folder import DataError
 from fpgm.images import Images
+from fpgm.networks import models
 from fpgm.run import RunError, read_config
 from fpgm.study.settings import StudyError
 from fpgm.typed import ConfigError, build
