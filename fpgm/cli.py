@@ -120,7 +120,7 @@ def run_job(words: DictConfig, directory: Path) -> None:
 
 def lead(config: Config, run: Run, done: bool) -> None:
     """Train, and tell the other processes, if there are any, whether there is anything to do."""
-    from fpgm.distributed import from_first, join
+    from fpgm.machine.ranks import from_first, join
     from fpgm.result import table
     from fpgm.train import train
 
@@ -134,7 +134,7 @@ def lead(config: Config, run: Run, done: bool) -> None:
 
 def follow(config: Config, directory: Path) -> None:
     """The part of the processes that torchrun starts beside the first: they write nothing."""
-    from fpgm.distributed import from_first, join
+    from fpgm.machine.ranks import from_first, join
     from fpgm.run import Run
     from fpgm.train import train
 
@@ -171,7 +171,7 @@ def main() -> None:
     if status or failures:
         sys.exit(status or 1)
     if WORLD > 1:
-        from fpgm.distributed import leave
+        from fpgm.machine.ranks import leave
 
         leave()
 

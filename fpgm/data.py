@@ -16,9 +16,9 @@ import torchvision
 from torch import Tensor
 
 from fpgm import config
-from fpgm.distributed import ALONE, Ranks
 from fpgm.image_folder import Arrays, DataError, read_folder
 from fpgm.images import Batches, Images, normalised, steps
+from fpgm.machine.ranks import ALONE, Ranks
 from fpgm.streaming import Stream
 
 

@@ -15,7 +15,7 @@ from fpgm.evaluation import accuracy, logits, recalibrate
 from fpgm.export import ExportError
 from fpgm.graph import trace
 from fpgm.job import Job, TrainingError
-from fpgm.machine import environment
+from fpgm.machine.device import environment
 from fpgm.ranking import at_floor
 
 MANY_CLASSES = 100  # with which a top-5 accuracy says something

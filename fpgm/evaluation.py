@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
-from fpgm.distributed import ALONE, Ranks, joined
 from fpgm.graph import exact
 from fpgm.images import Images
-from fpgm.machine import autocast
+from fpgm.machine.device import autocast
+from fpgm.machine.ranks import ALONE, Ranks, joined
 
 TEST_PIXELS = {"cpu": 1_024_000, "cuda": 10_240_000}  # of a batch: bounds an evaluation's memory
 

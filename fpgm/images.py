@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fpgm.distributed import ALONE, Ranks
+from fpgm.machine.ranks import ALONE, Ranks
 
 Batches = Iterator[tuple[Tensor, Tensor]]  # (B, C, H, W) normalised images and (B,) labels
 

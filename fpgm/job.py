@@ -14,9 +14,9 @@ from torch import nn
 from fpgm import checkpoint, data
 from fpgm.compact_training import Compacted, compacted
 from fpgm.config import Config
-from fpgm.distributed import ALONE, Ranks, check_agreement, from_first, spread
 from fpgm.images import Images
-from fpgm.machine import choose_device, choose_precision, keep_freed_memory
+from fpgm.machine.device import choose_device, choose_precision, keep_freed_memory
+from fpgm.machine.ranks import ALONE, Ranks, check_agreement, from_first, spread
 from fpgm.networks import models
 from fpgm.pruning import Pruning
 

@@ -19,7 +19,7 @@ from fpgm.checkpoint import CheckpointError
 from fpgm.compaction import load
 from fpgm.counting import cost
 from fpgm.export import ExportError
-from fpgm.machine import environment, keep_freed_memory
+from fpgm.machine.device import environment, keep_freed_memory
 from fpgm.runtimes import INSTALL, RUNTIMES, Runner, installed
 
 COSTLY = 5  # layers shown for each runtime and batch

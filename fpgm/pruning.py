@@ -17,9 +17,9 @@ from fpgm.compaction import compact
 from fpgm.config import Config
 from fpgm.counting import cost
 from fpgm.coupling import couple
-from fpgm.distributed import ALONE, Ranks, from_first
 from fpgm.evidence import NEEDS, Batches, Evidence, gather, require
 from fpgm.graph import trace
+from fpgm.machine.ranks import ALONE, Ranks, from_first
 from fpgm.selection import highest, pruned, score, zero_
 
 

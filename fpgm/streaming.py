@@ -14,10 +14,10 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from fpgm import config
-from fpgm.distributed import ALONE, Ranks, all_say
 from fpgm.image_folder import DataError, list_images, open_image
 from fpgm.images import Batches, normalised, steps
-from fpgm.machine import cores
+from fpgm.machine.device import cores
+from fpgm.machine.ranks import ALONE, Ranks, all_say
 
 log = logging.getLogger("fpgm")
 

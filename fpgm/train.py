@@ -16,7 +16,11 @@ from tqdm import tqdm
 from fpgm import checkpoint, result
 from fpgm.config import Config
 from fpgm.delivery import deliver, expected_macs
-from fpgm.distributed import (
+from fpgm.evaluation import accuracy, logits
+from fpgm.images import summary
+from fpgm.job import Job, TrainingError, load_images, prepare
+from fpgm.machine.device import autocast, precision_name
+from fpgm.machine.ranks import (
     ALONE,
     RankError,
     Ranks,
@@ -25,10 +29,6 @@ from fpgm.distributed import (
     mean,
     share_buffers,
 )
-from fpgm.evaluation import accuracy, logits
-from fpgm.images import summary
-from fpgm.job import Job, TrainingError, load_images, prepare
-from fpgm.machine import autocast, precision_name
 from fpgm.run import Run
 from fpgm.runtimes import require
 from fpgm.schedules import learning_rate, masked

@@ -24,7 +24,7 @@ from fpgm.coupling import couple
 from fpgm.export import export, run_exported
 from fpgm.graph import trace
 from fpgm.latency import measure
-from fpgm.machine import keep_freed_memory
+from fpgm.machine.device import keep_freed_memory
 from fpgm.tuning import Target, tune
 
 NAMES = (

@@ -39,7 +39,7 @@ import fpgm
 from fpgm import checkpoint, data
 from fpgm.config import Config
 from fpgm.job import prepare
-from fpgm.machine import environment
+from fpgm.machine.device import environment
 from fpgm.train import one_epoch, resume
 
 DEFAULTS = {

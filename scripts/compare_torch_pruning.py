@@ -26,7 +26,7 @@ import fpgm
 from fpgm.coupling import couple
 from fpgm.graph import trace
 from fpgm.latency import measure
-from fpgm.machine import keep_freed_memory
+from fpgm.machine.device import keep_freed_memory
 from fpgm.runtimes import RUNTIMES
 from fpgm.tuning import Target, tune
 

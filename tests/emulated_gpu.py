@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 import fpgm.delivery
 import fpgm.evaluation
 import fpgm.job
-import fpgm.machine
+import fpgm.machine.device
 import fpgm.train
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
@@ -62,7 +62,7 @@ def emulate(monkeypatch: pytest.MonkeyPatch) -> Everywhere:
     for module in (fpgm.train, fpgm.evaluation):
         monkeypatch.setattr(module, "autocast", autocast)
     monkeypatch.setattr(fpgm.train, "precision_name", lambda *_: "emulated")
-    about = fpgm.machine.environment
+    about = fpgm.machine.device.environment
     monkeypatch.setattr(fpgm.delivery, "environment", lambda _, dtype: about(CPU, dtype))
     generator = torch.Generator
     monkeypatch.setattr(torch, "Generator", lambda device="cpu": generator())

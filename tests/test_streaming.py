@@ -12,9 +12,9 @@ from test_cli import report, run
 from fpgm.checkpoint import CheckpointError
 from fpgm.config import Dataset
 from fpgm.data import load
-from fpgm.distributed import Ranks
 from fpgm.image_folder import DataError, open_image
 from fpgm.job import load_pretrained
+from fpgm.machine.ranks import Ranks
 from fpgm.networks import models
 
 CPU = torch.device("cpu")

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from fpgm.machine import choose_device
+from fpgm.machine.device import choose_device
 
 # One that has died is noticed at once, by its connection or torchrun; this is how long the others
 # wait for the first to read data, compact and tune.

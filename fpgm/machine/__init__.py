@@ -1,0 +1,1 @@
+"""The machine: device, precision, cores, memory, and the processes of one run."""
