@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fpgm import criteria, evidence
     from fpgm.compaction import compact, equivalence, load
-    from fpgm.counting import cost
+    from fpgm.graph.cost import cost
     from fpgm.networks.models import model
     from fpgm.selection import select, zero_
 
@@ -31,7 +31,7 @@ __all__ = [
 
 _HOME = {
     "compact": "compaction",
-    "cost": "counting",
+    "cost": "graph.cost",
     "equivalence": "compaction",
     "load": "compaction",
     "model": "networks.models",

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from fpgm import emission
-from fpgm import operations as ops
-from fpgm.counting import cost
-from fpgm.coupling import Block
-from fpgm.followers import is_relu
-from fpgm.graph import ChannelGraph, trace
+from fpgm.graph import operations as ops
+from fpgm.graph.cost import cost
+from fpgm.graph.followers import is_relu
+from fpgm.graph.groups import Block
+from fpgm.graph.trace import ChannelGraph, trace
 from fpgm.rewriting import Rewriter
 
 Place = tuple[Tensor, ...] | EllipsisType  # of the compact parameter's entries in the full one

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fpgm.checkpoint import CheckpointError, read
-from fpgm.graph import evaluating, exact, trace
+from fpgm.graph.trace import evaluating, exact, trace
 from fpgm.networks.models import model as build_model
 from fpgm.rewriting import Keep, Rewriter
 

@@ -10,10 +10,10 @@ from torch import nn
 
 from fpgm import checkpoint, result, tuning
 from fpgm.compaction import compact, compare, equivalence
-from fpgm.counting import cost, paper_reduction
 from fpgm.evaluation import accuracy, logits, recalibrate
 from fpgm.export import ExportError
-from fpgm.graph import trace
+from fpgm.graph.cost import cost, paper_reduction
+from fpgm.graph.trace import trace
 from fpgm.job import Job, TrainingError
 from fpgm.machine.device import environment
 from fpgm.ranking import at_floor

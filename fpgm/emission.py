@@ -14,10 +14,10 @@ from collections.abc import Collection, Iterable
 import torch
 from torch import Tensor, fx
 
-from fpgm import operations as ops
 from fpgm.channels import Expansion
-from fpgm.coupling import Block
-from fpgm.graph import ChannelGraph
+from fpgm.graph import operations as ops
+from fpgm.graph.groups import Block
+from fpgm.graph.trace import ChannelGraph
 from fpgm.narrowing import pads_zeros
 from fpgm.rewriting import Keep, Rewriter
 

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from fpgm.followers import batch_norms, rectifiers
-from fpgm.graph import ChannelGraph, evaluating, exact, trace
+from fpgm.graph.followers import batch_norms, rectifiers
+from fpgm.graph.trace import ChannelGraph, evaluating, exact, trace
 
 Evidence = dict[str, dict[str, Tensor]]  # layer -> {keyword of the criterion: (N,) float64}
 Batches = Iterable[tuple[Tensor, Tensor]]  # (B, C, H, W) normalised images and (B,) labels

@@ -8,7 +8,7 @@ import torch
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from fpgm.graph import trace
+from fpgm.graph.trace import trace
 from fpgm.networks.layers import BorderConv2d
 
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from fpgm.atomic import write_text
 from fpgm.checkpoint import CheckpointError
 from fpgm.compaction import load
-from fpgm.counting import cost
 from fpgm.export import ExportError
+from fpgm.graph.cost import cost
 from fpgm.machine.device import environment, keep_freed_memory
 from fpgm.runtimes import INSTALL, RUNTIMES, Runner, installed
 

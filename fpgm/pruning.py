@@ -15,10 +15,10 @@ from fpgm.budget import LARGEST, BudgetError, rate_nearest, rate_under
 from fpgm.compact_training import Compacted
 from fpgm.compaction import compact
 from fpgm.config import Config
-from fpgm.counting import cost
-from fpgm.coupling import couple
 from fpgm.evidence import NEEDS, Batches, Evidence, gather, require
-from fpgm.graph import trace
+from fpgm.graph.cost import cost
+from fpgm.graph.groups import couple
+from fpgm.graph.trace import trace
 from fpgm.machine.ranks import ALONE, Ranks, from_first
 from fpgm.selection import highest, pruned, score, zero_
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from fpgm.coupling import Block
+from fpgm.graph.groups import Block
 
 NORMALISATIONS = ("none", "mean", "l2", "rank")
 

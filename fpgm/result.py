@@ -12,7 +12,7 @@ from fpgm.run import SCHEMA
 
 if TYPE_CHECKING:
     from fpgm.config import Config
-    from fpgm.counting import Cost
+    from fpgm.graph.cost import Cost
 
 COSTLY_ZEROING = 5.0  # points of accuracy
 

@@ -19,11 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from fpgm import narrowing
-from fpgm import operations as ops
 from fpgm.channels import Channels, Expansion
-from fpgm.graph import ChannelGraph
+from fpgm.graph import operations as ops
+from fpgm.graph.overwriting import inplace, out_of_place
+from fpgm.graph.trace import ChannelGraph
 from fpgm.networks.layers import Expand, Pick
-from fpgm.overwriting import inplace, out_of_place
 
 Keep = Mapping[str, Tensor]
 

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fpgm.coupling import RESIDUAL, Block, couple
 from fpgm.criteria import CRITERIA, below_live
 from fpgm.evidence import DATA, NEEDS, Evidence, gather, require
-from fpgm.graph import trace
+from fpgm.graph.groups import RESIDUAL, Block, couple
+from fpgm.graph.trace import trace
 from fpgm.ranking import (
     NORMALISATIONS,
     ascending,
@@ -57,7 +57,7 @@ def select(
 ) -> dict[str, Tensor]:
     """Choose the filters to keep, block by block; ties go by the lowest index. Changes nothing.
 
-    criterion: a name in CRITERIA, `options` go to its function; residual: see fpgm.coupling;
+    criterion: a name in CRITERIA, `options` go to its function; residual: see fpgm.graph.groups;
     align: kept counts are multiples of it; seed: for `random`; blocks: what may be pruned, by
     default found in the network's graph; scope: `layer`, the same rate for each, or `global`, one
     ranking over the network by scores that are first normalised within each layer (see

@@ -20,9 +20,9 @@ from tqdm import tqdm
 
 from fpgm import emission
 from fpgm.compaction import compact
-from fpgm.counting import cost
-from fpgm.coupling import Block, couple
-from fpgm.graph import ChannelGraph, evaluating, trace
+from fpgm.graph.cost import cost
+from fpgm.graph.groups import Block, couple
+from fpgm.graph.trace import ChannelGraph, evaluating, trace
 from fpgm.latency import side_by_side
 from fpgm.runtimes import RUNTIMES
 

@@ -20,9 +20,9 @@ from torch import nn
 
 import fpgm
 from fpgm.compaction import compare
-from fpgm.coupling import couple
 from fpgm.export import export, run_exported
-from fpgm.graph import trace
+from fpgm.graph.groups import couple
+from fpgm.graph.trace import trace
 from fpgm.latency import measure
 from fpgm.machine.device import keep_freed_memory
 from fpgm.tuning import Target, tune

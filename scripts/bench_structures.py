@@ -19,8 +19,8 @@ from torch import nn
 
 import fpgm
 from fpgm.budget import rate_under
-from fpgm.coupling import couple
-from fpgm.graph import trace
+from fpgm.graph.groups import couple
+from fpgm.graph.trace import trace
 from fpgm.latency import measure
 from fpgm.machine.device import keep_freed_memory
 from fpgm.runtimes import RUNTIMES

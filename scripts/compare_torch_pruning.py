@@ -23,8 +23,8 @@ import torch_pruning
 from torch import nn
 
 import fpgm
-from fpgm.coupling import couple
-from fpgm.graph import trace
+from fpgm.graph.groups import couple
+from fpgm.graph.trace import trace
 from fpgm.latency import measure
 from fpgm.machine.device import keep_freed_memory
 from fpgm.runtimes import RUNTIMES

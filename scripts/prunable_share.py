@@ -9,8 +9,8 @@ import torch
 import torchvision
 
 import fpgm
-from fpgm.coupling import RESIDUAL, couple
-from fpgm.graph import trace
+from fpgm.graph.groups import RESIDUAL, couple
+from fpgm.graph.trace import trace
 from fpgm.networks.layers import Expand
 
 TORCHVISION = (

@@ -14,8 +14,8 @@ import fpgm
 from fpgm import compact_training
 from fpgm import train as training
 from fpgm.config import Config
-from fpgm.coupling import couple
-from fpgm.graph import trace
+from fpgm.graph.groups import couple
+from fpgm.graph.trace import trace
 from fpgm.job import Job, load_images, prepare
 from fpgm.train import one_epoch, resume
 

@@ -16,8 +16,8 @@ import fpgm
 from fpgm import checkpoint
 from fpgm.checkpoint import CheckpointError
 from fpgm.compaction import compact, equivalence, load
-from fpgm.coupling import couple
-from fpgm.graph import GraphError, trace
+from fpgm.graph.groups import couple
+from fpgm.graph.trace import GraphError, trace
 from fpgm.networks.layers import BorderConv2d, Expand
 
 LIMIT = {torch.float32: 1e-5, torch.float64: 1e-12}

@@ -12,8 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import fpgm
 from fpgm.compaction import compact
-from fpgm.counting import cost, paper_reduction
-from fpgm.graph import trace
+from fpgm.graph.cost import cost, paper_reduction
+from fpgm.graph.trace import trace
 
 CIFAR = (3, 32, 32)
 DENSE = {

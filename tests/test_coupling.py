@@ -15,8 +15,8 @@ from networks import randomised
 import fpgm
 from fpgm.budget import BudgetError, rate_nearest, rate_under
 from fpgm.compaction import compact, equivalence
-from fpgm.coupling import RESIDUAL, couple
-from fpgm.graph import trace
+from fpgm.graph.groups import RESIDUAL, couple
+from fpgm.graph.trace import trace
 from fpgm.networks.layers import Expand, Pick
 from fpgm.selection import SelectionError, kept_count, kept_counts
 

@@ -12,8 +12,8 @@ from networks import randomised
 
 import fpgm
 from fpgm.compaction import compact
-from fpgm.coupling import RESIDUAL, Block, couple
-from fpgm.graph import trace
+from fpgm.graph.groups import RESIDUAL, Block, couple
+from fpgm.graph.trace import trace
 from fpgm.ranking import (
     NORMALISATIONS,
     at_floor,

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 import fpgm
-from fpgm.coupling import couple
 from fpgm.criteria import CRITERIA
 from fpgm.evidence import NEEDS
-from fpgm.graph import trace
+from fpgm.graph.groups import couple
+from fpgm.graph.trace import trace
 from fpgm.ranking import pruned_count
 from fpgm.selection import SelectionError, pruned, select, zero_
 

@@ -18,8 +18,8 @@ import fpgm
 from fpgm import emission, tuning
 from fpgm.checkpoint import write
 from fpgm.compaction import compact, equivalence, load
-from fpgm.coupling import RESIDUAL, couple
-from fpgm.graph import trace
+from fpgm.graph.groups import RESIDUAL, couple
+from fpgm.graph.trace import trace
 from fpgm.networks.layers import BorderConv2d, Expand
 
 NETWORKS = {

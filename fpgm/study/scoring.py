@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fpgm.coupling import couple
 from fpgm.criteria import CRITERIA
-from fpgm.graph import trace
+from fpgm.graph.groups import couple
+from fpgm.graph.trace import trace
 from fpgm.ranking import levelled
 from fpgm.study.agreement import Array
 from fpgm.study.settings import StudyError

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fpgm import operations as ops
-from fpgm.coupling import couple
-from fpgm.graph import ChannelGraph, evaluating
+from fpgm.graph import operations as ops
+from fpgm.graph.groups import couple
+from fpgm.graph.trace import ChannelGraph, evaluating
 from fpgm.networks.layers import BorderConv2d
 
 

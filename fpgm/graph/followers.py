@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from fpgm import operations as ops
-from fpgm.graph import ChannelGraph
+from fpgm.graph import operations as ops
+from fpgm.graph.trace import ChannelGraph
 
 _RELUS = {F.relu, F.relu_, torch.relu, torch.relu_, F.relu6, "relu", "relu_"}
 _SAME_CHANNELS = (ops.NORM, ops.ADD, ops.POOL, ops.SLICE)

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, fx, nn
 
-from fpgm.operations import (
+from fpgm.graph.operations import (
     ADD,
     CONV,
     DEPTHWISE,
@@ -31,14 +31,14 @@ from fpgm.operations import (
     kind_of,
     reads_no_channels,
 )
-from fpgm.overwriting import InplaceTracer, overwritten
+from fpgm.graph.overwriting import InplaceTracer, overwritten
 
 
 @dataclass(frozen=True)
 class ChannelGraph:
     """A traced network.
 
-    kinds: what each node does to channels (see fpgm.operations), in the order of execution;
+    kinds: what each node does to channels (see fpgm.graph.operations), in the order of execution;
     flat: nodes known to be (batch, features); overwritten: operation in place -> the earlier nodes
     that hold its result from there on; kept_full: convolutions that cannot be pruned and
     why; projections: those on a residual shortcut.

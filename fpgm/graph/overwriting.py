@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torchvision.ops.stochastic_depth import stochastic_depth
 
+from fpgm.graph.operations import ELEMENTWISE_METHODS, GraphError, named_arguments
 from fpgm.networks.layers import BorderConv2d, Expand, Pick
-from fpgm.operations import ELEMENTWISE_METHODS, GraphError, named_arguments
 
 _TWINS: dict[Any, Any] = {
     operator.iadd: operator.add,

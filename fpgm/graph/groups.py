@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
-from fpgm import operations as ops
-from fpgm.graph import ChannelGraph
+from fpgm.graph import operations as ops
+from fpgm.graph.trace import ChannelGraph
 
 RESIDUAL = ("independent", "shared", "inner")
 
