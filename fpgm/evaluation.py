@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
+from fpgm.data.images import Images
 from fpgm.graph.trace import exact
-from fpgm.images import Images
 from fpgm.machine.device import autocast
 from fpgm.machine.ranks import ALONE, Ranks, joined
 

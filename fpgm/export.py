@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fpgm import checkpoint, data
+from fpgm import checkpoint
 from fpgm.compaction import compare, load
 from fpgm.config import Config
+from fpgm.data import memory as data
 from fpgm.folding import fold
 from fpgm.run import read_config
 

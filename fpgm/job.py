@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from fpgm import checkpoint, data
+from fpgm import checkpoint
 from fpgm.compact_training import Compacted, compacted
 from fpgm.config import Config
-from fpgm.images import Images
+from fpgm.data import memory as data
+from fpgm.data.images import Images
 from fpgm.machine.device import choose_device, choose_precision, keep_freed_memory
 from fpgm.machine.ranks import ALONE, Ranks, check_agreement, from_first, spread
 from fpgm.networks import models

@@ -15,9 +15,9 @@ from tqdm import tqdm
 
 from fpgm import checkpoint, result
 from fpgm.config import Config
+from fpgm.data.images import summary
 from fpgm.delivery import deliver, expected_macs
 from fpgm.evaluation import accuracy, logits
-from fpgm.images import summary
 from fpgm.job import Job, TrainingError, load_images, prepare
 from fpgm.machine.device import autocast, precision_name
 from fpgm.machine.ranks import (

@@ -22,7 +22,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from fpgm.config import Dataset
-from fpgm.streaming import MEAN, STD, Stream
+from fpgm.data.streamed import MEAN, STD, Stream
 
 BATCH, PASSES = 32, 7
 

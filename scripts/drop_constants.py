@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 import fpgm
-from fpgm import data
 from fpgm.config import Config
+from fpgm.data import memory as data
 from fpgm.evaluation import accuracy, logits
 from fpgm.networks.layers import BorderConv2d, Expand
 from fpgm.run import read_config

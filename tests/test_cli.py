@@ -97,8 +97,8 @@ def test_run_directory_holds_all_that_is_promised(done: Path) -> None:
 
 
 def test_compact_network_loads_in_a_few_words_and_is_as_good(done: Path) -> None:
-    from fpgm import data
     from fpgm.config import Dataset
+    from fpgm.data import memory as data
 
     network = fpgm.load(done)
     digits = data.load(

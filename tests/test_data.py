@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fpgm import data
 from fpgm.config import Dataset
-from fpgm.image_folder import DataError
-from fpgm.images import steps
+from fpgm.data import memory as data
+from fpgm.data.folder import DataError
+from fpgm.data.images import steps
 
 CPU = torch.device("cpu")
 
@@ -120,7 +120,7 @@ def test_image_folder_finds_classes_and_size_and_is_decoded_once(
     assert found.train_images.shape == (6, 3, 20, 20)
     assert found.train_labels.tolist() == [0, 0, 0, 1, 1, 1]
     assert (found.train_images[3:].float().mean() - 161).abs() < 2
-    monkeypatch.setattr("fpgm.image_folder._square", None)  # decoding again would fail now
+    monkeypatch.setattr("fpgm.data.folder._square", None)  # decoding again would fail now
     again = data.load(dataset("image_folder", photos), CPU)
     assert torch.equal(found.train_images, again.train_images)
     with pytest.raises(TypeError):

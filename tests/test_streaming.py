@@ -11,8 +11,8 @@ from test_cli import report, run
 
 from fpgm.checkpoint import CheckpointError
 from fpgm.config import Dataset
-from fpgm.data import load
-from fpgm.image_folder import DataError, open_image
+from fpgm.data.folder import DataError, open_image
+from fpgm.data.memory import load
 from fpgm.job import load_pretrained
 from fpgm.machine.ranks import Ranks
 from fpgm.networks import models

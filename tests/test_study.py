@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import fpgm
 from fpgm.config import Dataset
-from fpgm.data import load as load_data
+from fpgm.data.memory import load as load_data
 from fpgm.study.command import main, write
 from fpgm.study.examine import examine
 from fpgm.study.scoring import live_layers

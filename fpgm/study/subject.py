@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from fpgm import checkpoint
 from fpgm.compaction import load
 from fpgm.config import Dataset
-from fpgm.data import load as load_data
-from fpgm.image_folder import DataError
-from fpgm.images import Images
+from fpgm.data.folder import DataError
+from fpgm.data.images import Images
+from fpgm.data.memory import load as load_data
 from fpgm.networks import models
 from fpgm.run import RunError, read_config
 from fpgm.study.settings import StudyError

@@ -16,10 +16,10 @@ import torchvision
 from torch import Tensor
 
 from fpgm import config
-from fpgm.image_folder import Arrays, DataError, read_folder
-from fpgm.images import Batches, Images, normalised, steps
+from fpgm.data.folder import Arrays, DataError, read_folder
+from fpgm.data.images import Batches, Images, normalised, steps
+from fpgm.data.streamed import Stream
 from fpgm.machine.ranks import ALONE, Ranks
-from fpgm.streaming import Stream
 
 
 @dataclass(frozen=True)

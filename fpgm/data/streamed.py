@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from fpgm import config
-from fpgm.image_folder import DataError, list_images, open_image
-from fpgm.images import Batches, normalised, steps
+from fpgm.data.folder import DataError, list_images, open_image
+from fpgm.data.images import Batches, normalised, steps
 from fpgm.machine.device import cores
 from fpgm.machine.ranks import ALONE, Ranks, all_say
 
