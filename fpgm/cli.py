@@ -20,13 +20,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 import fpgm
-from fpgm import grid
-from fpgm.baseline import find_baseline
 from fpgm.config import Config
 from fpgm.explanation import CONFIGS, explain
+from fpgm.runs import grid
+from fpgm.runs.baseline import find_baseline
 
 if TYPE_CHECKING:
-    from fpgm.run import Run
+    from fpgm.runs.run import Run
 
 
 _PATHS = ("pretrained", "dataset.root", "hydra.run.dir", "hydra.sweep.dir")
@@ -92,7 +92,7 @@ def job(words: DictConfig) -> None:
 def run_job(words: DictConfig, directory: Path) -> None:
     """Print the result of a run that is done, or train it from where it stands."""
     from fpgm.result import result_line, table
-    from fpgm.run import Run
+    from fpgm.runs.run import Run
 
     config = Config.of(OmegaConf.to_container(words, resolve=True))  # type: ignore[arg-type]
     if config.pretrained == "baseline":
@@ -135,7 +135,7 @@ def lead(config: Config, run: Run, done: bool) -> None:
 def follow(config: Config, directory: Path) -> None:
     """The part of the processes that torchrun starts beside the first: they write nothing."""
     from fpgm.machine.ranks import from_first, join
-    from fpgm.run import Run
+    from fpgm.runs.run import Run
     from fpgm.train import train
 
     logging.getLogger("fpgm").setLevel(logging.ERROR)

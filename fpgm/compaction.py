@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, fx, nn
 
-from fpgm.checkpoint import CheckpointError, read
 from fpgm.graph.trace import evaluating, exact, trace
 from fpgm.networks.models import model as build_model
 from fpgm.rewriting import Keep, Rewriter
+from fpgm.runs.checkpoint import CheckpointError, read
 
 
 def compact(model: nn.Module, keep: Keep, emit: Keep | None = None) -> fx.GraphModule:

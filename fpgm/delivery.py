@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fpgm import checkpoint, result, tuning
+from fpgm import result, tuning
 from fpgm.compaction import compact, compare, equivalence
 from fpgm.evaluation import accuracy, logits, recalibrate
 from fpgm.export import ExportError
@@ -17,6 +17,7 @@ from fpgm.graph.trace import trace
 from fpgm.job import Job, TrainingError
 from fpgm.machine.device import environment
 from fpgm.ranking import at_floor
+from fpgm.runs import checkpoint
 
 MANY_CLASSES = 100  # with which a top-5 accuracy says something
 FLOAT32, FLOAT64 = 1e-5, 1e-12  # how far equal networks may lie apart, of the largest output

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fpgm import checkpoint
 from fpgm.compaction import compare, load
 from fpgm.config import Config
 from fpgm.data import memory as data
 from fpgm.folding import fold
-from fpgm.run import read_config
+from fpgm.runs import checkpoint
+from fpgm.runs.run import read_config
 
 LIMIT = 1e-4  # of the largest output: another runtime sums in another order
 CHECKED = 256  # test images

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from fpgm import checkpoint
 from fpgm.compact_training import Compacted, compacted
 from fpgm.config import Config
 from fpgm.data import memory as data
@@ -20,6 +19,7 @@ from fpgm.machine.device import choose_device, choose_precision, keep_freed_memo
 from fpgm.machine.ranks import ALONE, Ranks, check_agreement, from_first, spread
 from fpgm.networks import models
 from fpgm.pruning import Pruning
+from fpgm.runs import checkpoint
 
 
 class TrainingError(RuntimeError):

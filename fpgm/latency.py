@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fpgm.atomic import write_text
-from fpgm.checkpoint import CheckpointError
 from fpgm.compaction import load
 from fpgm.export import ExportError
 from fpgm.graph.cost import cost
 from fpgm.machine.device import environment, keep_freed_memory
+from fpgm.runs.checkpoint import CheckpointError
+from fpgm.runs.files import write_text
 from fpgm.runtimes import INSTALL, RUNTIMES, Runner, installed
 
 COSTLY = 5  # layers shown for each runtime and batch

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from fpgm.run import SCHEMA
+from fpgm.runs.run import SCHEMA
 
 if TYPE_CHECKING:
     from fpgm.config import Config

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from fpgm import checkpoint, result
+from fpgm import result
 from fpgm.config import Config
 from fpgm.data.images import summary
 from fpgm.delivery import deliver, expected_macs
@@ -29,7 +29,8 @@ from fpgm.machine.ranks import (
     mean,
     share_buffers,
 )
-from fpgm.run import Run
+from fpgm.runs import checkpoint
+from fpgm.runs.run import Run
 from fpgm.runtimes import require
 from fpgm.schedules import learning_rate, masked
 

@@ -1,4 +1,4 @@
-"""Hydra's sweeper, with the rows of an experiment (fpgm.grid) in place of one product of lists."""
+"""Hydra's sweeper, with the rows of an experiment (fpgm.runs.grid) in place of one product of lists."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from fpgm import grid
+from fpgm.runs import grid
 
 
 class Grid(BasicSweeper):
-    """params: words that the command line may replace, `{seed: "0,1,2"}`; rows: see fpgm.grid."""
+    """params: words that the command line may replace, `{seed: "0,1,2"}`; rows: see fpgm.runs.grid."""
 
     def __init__(self, params: dict[str, str] | None = None, rows: Any = None) -> None:
         super().__init__(max_batch_size=None, params=params)

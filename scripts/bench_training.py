@@ -36,11 +36,11 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 import fpgm
-from fpgm import checkpoint
 from fpgm.config import Config
 from fpgm.data import memory as data
 from fpgm.job import prepare
 from fpgm.machine.device import environment
+from fpgm.runs import checkpoint
 from fpgm.train import one_epoch, resume
 
 DEFAULTS = {

@@ -13,7 +13,7 @@ from fpgm.config import Config
 from fpgm.data import memory as data
 from fpgm.evaluation import accuracy, logits
 from fpgm.networks.layers import BorderConv2d, Expand
-from fpgm.run import read_config
+from fpgm.runs.run import read_config
 
 
 def main(run: Path) -> None:

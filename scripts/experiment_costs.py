@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 
 import fpgm
 from fpgm.cli import CONFIGS
-from fpgm.grid import runs
+from fpgm.runs.grid import runs
 
 IMAGES = {"cifar10": (50_000, 32, 10), "digits": (1437, 8, 10), "imagenet": (1_281_167, 224, 1000)}
 CPU = 816 * 40_551_040  # MACs of forward passes a second

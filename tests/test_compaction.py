@@ -13,12 +13,12 @@ from networks import Mixed, Mysterious, Odd, Overwrites, Spelled, random_keep, r
 from torch import nn
 
 import fpgm
-from fpgm import checkpoint
-from fpgm.checkpoint import CheckpointError
 from fpgm.compaction import compact, equivalence, load
 from fpgm.graph.groups import couple
 from fpgm.graph.trace import GraphError, trace
 from fpgm.networks.layers import BorderConv2d, Expand
+from fpgm.runs import checkpoint
+from fpgm.runs.checkpoint import CheckpointError
 
 LIMIT = {torch.float32: 1e-5, torch.float64: 1e-12}
 SIZES = {"vgg16": (37, 41), "resnet18": (61, 75), "resnet50": (61, 75)}

@@ -15,8 +15,8 @@ from omegaconf import OmegaConf
 from fpgm.cli import CONFIGS, quoted
 from fpgm.config import Config, differences, flatten
 from fpgm.criteria import CRITERIA
-from fpgm.grid import run_name
 from fpgm.networks.models import MODELS
+from fpgm.runs.grid import run_name
 from fpgm.typed import ConfigError, suggestion
 
 

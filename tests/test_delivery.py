@@ -12,7 +12,7 @@ from test_schedules import FROZEN, config
 from fpgm import delivery
 from fpgm.config import Config
 from fpgm.job import TrainingError
-from fpgm.run import Run
+from fpgm.runs.run import Run
 from fpgm.train import train
 
 

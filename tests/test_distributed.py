@@ -20,11 +20,11 @@ from test_cli import report, run, wait_for
 from test_config import compose
 from test_streaming import WORDS as STREAMED
 
-from fpgm.checkpoint import read
 from fpgm.config import Config
 from fpgm.job import Job, load_images, prepare
 from fpgm.machine.device import ranks as distributed
 from fpgm.machine.ranks import RankError, Ranks, check_agreement, check_batch
+from fpgm.runs.checkpoint import read
 from fpgm.train import resume
 
 TORCHRUN = str(Path(sysconfig.get_path("scripts")) / "torchrun")

@@ -13,12 +13,12 @@ from networks import Odd, zeroed
 from torch import nn
 
 import fpgm
-from fpgm import checkpoint
 from fpgm import export as exporting
 from fpgm import latency as timing
 from fpgm.compaction import compact, equivalence
 from fpgm.folding import fold
 from fpgm.latency import markdown, measure, side_by_side
+from fpgm.runs import checkpoint
 from fpgm.runtimes import RUNTIMES
 
 IMAGE = (1, 8, 8)

@@ -11,10 +11,10 @@ from emulated_gpu import OnGpu, emulate, waits
 from test_config import compose
 
 import fpgm.train
-from fpgm import checkpoint
 from fpgm.config import Config
 from fpgm.delivery import deliver
 from fpgm.job import Job, load_images, prepare
+from fpgm.runs import checkpoint
 
 
 def test_the_emulation_sees_what_a_gpu_would_refuse(monkeypatch: pytest.MonkeyPatch) -> None:

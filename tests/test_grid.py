@@ -14,11 +14,11 @@ from PIL import Image
 from test_cli import report, run
 from test_config import CONFIGS, compose
 
-from fpgm import grid
-from fpgm.baseline import find_baseline
 from fpgm.config import Config
 from fpgm.report.collect import missing
-from fpgm.run import RunError
+from fpgm.runs import grid
+from fpgm.runs.baseline import find_baseline
+from fpgm.runs.run import RunError
 
 ROWS = [
     {"arch": ["a", "b"], "rate": 0},

@@ -21,13 +21,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_config import compose
 
-from fpgm import grid, page
+from fpgm import page
 from fpgm.config import Config
 from fpgm.report import paper
 from fpgm.report.cells import Spread, cells
 from fpgm.report.collect import ReportError, collect
 from fpgm.report.command import main, report
 from fpgm.report.plots import pareto
+from fpgm.runs import grid
 
 COMMAND = str(Path(sysconfig.get_path("scripts")) / "fpgm-report")
 

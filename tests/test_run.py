@@ -24,10 +24,10 @@ from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import fpgm
-from fpgm import checkpoint
-from fpgm.atomic import uninterrupted, write_text
-from fpgm.checkpoint import CheckpointError
-from fpgm.run import Run, RunError
+from fpgm.runs import checkpoint
+from fpgm.runs.checkpoint import CheckpointError
+from fpgm.runs.files import uninterrupted, write_text
+from fpgm.runs.run import Run, RunError
 
 CONFIG = {"rate": 0.4, "optimizer": {"lr": 0.1}}
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 from test_cli import report, run
 
-from fpgm.checkpoint import CheckpointError
 from fpgm.config import Dataset
 from fpgm.data.folder import DataError, open_image
 from fpgm.data.memory import load
 from fpgm.job import load_pretrained
 from fpgm.machine.ranks import Ranks
 from fpgm.networks import models
+from fpgm.runs.checkpoint import CheckpointError
 
 CPU = torch.device("cpu")
 WORDS = ("dataset=imagenet", "dataset.root=images", "dataset.image_size=64", "dataset.workers=1",

@@ -16,11 +16,11 @@ from torch import nn
 
 import fpgm
 from fpgm import emission, tuning
-from fpgm.checkpoint import write
 from fpgm.compaction import compact, equivalence, load
 from fpgm.graph.groups import RESIDUAL, couple
 from fpgm.graph.trace import trace
 from fpgm.networks.layers import BorderConv2d, Expand
+from fpgm.runs.checkpoint import write
 
 NETWORKS = {
     "resnet20": lambda: fpgm.model("resnet20"),

@@ -11,9 +11,9 @@ from typing import Any
 
 import yaml
 
-from fpgm import grid
 from fpgm.config import completed
-from fpgm.run import SCHEMA
+from fpgm.runs import grid
+from fpgm.runs.run import SCHEMA
 
 
 class ReportError(RuntimeError):

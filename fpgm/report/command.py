@@ -7,12 +7,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fpgm.atomic import write_text
-from fpgm.grid import GridError
 from fpgm.report.cells import cells
 from fpgm.report.collect import ReportError, collect, missing
 from fpgm.report.sections import html
 from fpgm.report.table import HEADER, aligned, comma_separated, left_over, markdown, row
+from fpgm.runs.files import write_text
+from fpgm.runs.grid import GridError
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

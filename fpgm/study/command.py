@@ -28,7 +28,7 @@ fpgm-study --arch resnet50 --weights torchvision     torchvision's; without --we
 def write(study: Mapping[str, Any], directory: Path) -> None:
     """study.json, study.html, and a CSV for each table that is not empty; one of that name that an
     earlier study left is removed. Raises OSError."""
-    from fpgm.atomic import write_text
+    from fpgm.runs.files import write_text
     from fpgm.study.sections import html
 
     directory.mkdir(parents=True, exist_ok=True)

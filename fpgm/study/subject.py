@@ -11,14 +11,14 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from fpgm import checkpoint
 from fpgm.compaction import load
 from fpgm.config import Dataset
 from fpgm.data.folder import DataError
 from fpgm.data.images import Images
 from fpgm.data.memory import load as load_data
 from fpgm.networks import models
-from fpgm.run import RunError, read_config
+from fpgm.runs import checkpoint
+from fpgm.runs.run import RunError, read_config
 from fpgm.study.settings import StudyError
 from fpgm.typed import ConfigError, build
 

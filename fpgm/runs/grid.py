@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from fpgm.atomic import write_text
+from fpgm.runs.files import write_text
 
 Words = list[str]
 FILE = "grid.json"

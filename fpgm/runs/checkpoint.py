@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fpgm.atomic import write_bytes
+from fpgm.runs.files import write_bytes
 
 
 class CheckpointError(ValueError):

@@ -21,8 +21,8 @@ from typing import Any
 
 import yaml
 
-from fpgm.atomic import uninterrupted, write_text
 from fpgm.config import completed, differences, flatten
+from fpgm.runs.files import uninterrupted, write_text
 
 log = logging.getLogger("fpgm")
 

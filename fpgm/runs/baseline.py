@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fpgm.config import completed, flatten
-from fpgm.run import RunError, read_config
+from fpgm.runs.run import RunError, read_config
 
 # What a baseline need not share with the run that starts from it.
 _OF_PRUNING = (

@@ -1,0 +1,1 @@
+"""Run directories: files that are whole or not there, checkpoints, grids."""
