@@ -10,8 +10,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fpgm import criteria, evidence
+    from fpgm import criteria
     from fpgm.compaction import compact, equivalence, load
+    from fpgm.criteria import evidence
     from fpgm.graph.cost import cost
     from fpgm.networks.models import model
     from fpgm.selection import select, zero_
@@ -44,7 +45,9 @@ def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(importlib.import_module(f"fpgm.{_HOME[name]}"), name)
     if name in ("criteria", "evidence"):
-        return importlib.import_module(f"fpgm.{name}")
+        return importlib.import_module(
+            {"evidence": "fpgm.criteria.evidence"}.get(name, "fpgm.criteria")
+        )
     raise AttributeError(f"module 'fpgm' has no attribute {name!r}")
 
 

@@ -15,7 +15,7 @@ from fpgm.budget import LARGEST, BudgetError, rate_nearest, rate_under
 from fpgm.compact_training import Compacted
 from fpgm.compaction import compact
 from fpgm.config import Config
-from fpgm.evidence import NEEDS, Batches, Evidence, gather, require
+from fpgm.criteria.evidence import NEEDS, Batches, Evidence, gather, require
 from fpgm.graph.cost import cost
 from fpgm.graph.groups import couple
 from fpgm.graph.trace import trace

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fpgm.criteria import CRITERIA, below_live
-from fpgm.evidence import DATA, NEEDS, Evidence, gather, require
+from fpgm.criteria.evidence import DATA, NEEDS, Evidence, gather, require
 from fpgm.graph.groups import RESIDUAL, Block, couple
 from fpgm.graph.trace import trace
 from fpgm.ranking import (

@@ -13,7 +13,7 @@ from scipy.spatial.distance import cdist
 from scipy.stats import spearmanr
 
 from fpgm.criteria import CRITERIA, DISTANCES, fermat, geometric_median, gm, l1, l2, mix, random
-from fpgm.evidence import NEEDS
+from fpgm.criteria.evidence import NEEDS
 
 POINTS = torch.tensor([[0, 0], [4, 0], [0, 3], [1, 1], [10, 10]], dtype=torch.float64)
 

@@ -19,7 +19,7 @@ from test_schedules import FROZEN, GM, SOFT, config
 
 import fpgm
 from fpgm.config import Config, Criterion, Schedule
-from fpgm.evidence import NEEDS, EvidenceError, gather
+from fpgm.criteria.evidence import NEEDS, EvidenceError, gather
 from fpgm.job import load_images, shown
 from fpgm.pruning import Pruning
 from fpgm.typed import ConfigError

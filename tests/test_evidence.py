@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import fpgm
 from fpgm.config import DATA_DRIVEN
 from fpgm.criteria import CRITERIA, apoz, bn_gamma, hrank, taylor, tie_rate
-from fpgm.evidence import DATA, NEEDS, RANK_IMAGES, EvidenceError, gather, missing, require
+from fpgm.criteria.evidence import DATA, NEEDS, RANK_IMAGES, EvidenceError, gather, missing, require
 
 seeds = st.integers(0, 2**31)
 ALL = sorted(NEEDS)

@@ -10,7 +10,7 @@ from torch import nn
 
 import fpgm
 from fpgm.criteria import CRITERIA
-from fpgm.evidence import NEEDS
+from fpgm.criteria.evidence import NEEDS
 from fpgm.graph.groups import couple
 from fpgm.graph.trace import trace
 from fpgm.ranking import pruned_count

@@ -106,7 +106,7 @@ def study(words: argparse.Namespace) -> Path:
     given = {name: getattr(words, name) for name in fields if getattr(words, name) is not None}
     settings = Settings(**given)
     directory: Path = words.out or _default_directory(words.network)
-    from fpgm.evidence import DATA
+    from fpgm.criteria.evidence import DATA
     from fpgm.study.examine import examine
     from fpgm.study.subject import find
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fpgm.evidence import DATA, NEEDS
+from fpgm.criteria.evidence import DATA, NEEDS
 from fpgm.study import findings, summary, tables
 from fpgm.study.agreement import Array, by_chance, spread_of, tie_order
 from fpgm.study.applicability import comparable, in_one_ranking, shares, spread

@@ -10,8 +10,8 @@ import numpy as np
 from torch import Tensor
 
 from fpgm.criteria import CRITERIA
+from fpgm.criteria.evidence import DATA, NEEDS, RANK_IMAGES, gather, missing
 from fpgm.data.images import Images
-from fpgm.evidence import DATA, NEEDS, RANK_IMAGES, gather, missing
 from fpgm.study.scoring import Layer, convolutions, live_layers, score, score_with
 from fpgm.study.settings import Settings, StudyError
 from fpgm.study.subject import Subject
