@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from fpgm.criteria import evidence
     from fpgm.graph.cost import cost
     from fpgm.networks.models import model
-    from fpgm.selection import select, zero_
+    from fpgm.selection.select import select, zero_
 
 __version__ = "0.1.0"
 __all__ = [
@@ -36,8 +36,8 @@ _HOME = {
     "equivalence": "compaction",
     "load": "compaction",
     "model": "networks.models",
-    "select": "selection",
-    "zero_": "selection",
+    "select": "selection.select",
+    "zero_": "selection.select",
 }
 
 

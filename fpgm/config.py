@@ -81,7 +81,7 @@ class Config:
     """One run. rate: share of each layer's filters to prune; macs_target: share of the dense
     network's MACs, in place of rate; residual: see fpgm.graph.groups; align: kept counts are multiples
     of it; scope: the same rate in each layer, or one ranking over the network, by scores normalised
-    as scope_norm says (see fpgm.ranking) and with the share `floor` of each layer left alone;
+    as scope_norm says (see fpgm.selection.ranking) and with the share `floor` of each layer left alone;
     pretrained: a run directory or a checkpoint to start from; tune: whether the compact
     network gets the form that is fastest on `target` with batches of target_batch images; compile:
     train with torch.compile."""

@@ -16,8 +16,8 @@ from fpgm.graph.cost import cost, paper_reduction
 from fpgm.graph.trace import trace
 from fpgm.job import Job, TrainingError
 from fpgm.machine.device import environment
-from fpgm.ranking import at_floor
 from fpgm.runs import checkpoint
+from fpgm.selection.ranking import at_floor
 
 MANY_CLASSES = 100  # with which a top-5 accuracy says something
 FLOAT32, FLOAT64 = 1e-5, 1e-12  # how far equal networks may lie apart, of the largest output

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from fpgm import schedules
-from fpgm.budget import LARGEST, BudgetError, rate_nearest, rate_under
 from fpgm.compact_training import Compacted
 from fpgm.compaction import compact
 from fpgm.config import Config
@@ -20,7 +19,8 @@ from fpgm.graph.cost import cost
 from fpgm.graph.groups import couple
 from fpgm.graph.trace import trace
 from fpgm.machine.ranks import ALONE, Ranks, from_first
-from fpgm.selection import highest, pruned, score, zero_
+from fpgm.selection.budget import LARGEST, BudgetError, rate_nearest, rate_under
+from fpgm.selection.select import highest, pruned, score, zero_
 
 
 class Pruning:

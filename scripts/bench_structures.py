@@ -18,12 +18,12 @@ import torch
 from torch import nn
 
 import fpgm
-from fpgm.budget import rate_under
 from fpgm.graph.groups import couple
 from fpgm.graph.trace import trace
 from fpgm.latency import measure
 from fpgm.machine.device import keep_freed_memory
 from fpgm.runtimes import RUNTIMES
+from fpgm.selection.budget import rate_under
 from fpgm.tuning import Target, tune
 
 # residual, align, and either the share of the MACs or the rate; tuned as well?

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from networks import randomised
 
 import fpgm
-from fpgm.budget import BudgetError, rate_nearest, rate_under
 from fpgm.compaction import compact, equivalence
 from fpgm.graph.groups import RESIDUAL, couple
 from fpgm.graph.trace import trace
 from fpgm.networks.layers import Expand, Pick
-from fpgm.selection import SelectionError, kept_count, kept_counts
+from fpgm.selection.budget import BudgetError, rate_nearest, rate_under
+from fpgm.selection.select import SelectionError, kept_count, kept_counts
 
 TORCHVISION = (
     "resnet18", "vgg11_bn", "densenet121", "googlenet", "mobilenet_v2", "mobilenet_v3_small",

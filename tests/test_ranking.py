@@ -14,7 +14,7 @@ import fpgm
 from fpgm.compaction import compact
 from fpgm.graph.groups import RESIDUAL, Block, couple
 from fpgm.graph.trace import trace
-from fpgm.ranking import (
+from fpgm.selection.ranking import (
     NORMALISATIONS,
     at_floor,
     block_scores,
@@ -23,7 +23,7 @@ from fpgm.ranking import (
     normalised,
     pruned_count,
 )
-from fpgm.selection import SelectionError, select, zero_
+from fpgm.selection.select import SelectionError, select, zero_
 
 MODEL = randomised(fpgm.model("resnet20"), 0)
 BLOCKS = {mode: couple(trace(MODEL), mode).blocks for mode in RESIDUAL}

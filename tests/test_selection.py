@@ -13,8 +13,8 @@ from fpgm.criteria import CRITERIA
 from fpgm.criteria.evidence import NEEDS
 from fpgm.graph.groups import couple
 from fpgm.graph.trace import trace
-from fpgm.ranking import pruned_count
-from fpgm.selection import SelectionError, pruned, select, zero_
+from fpgm.selection.ranking import pruned_count
+from fpgm.selection.select import SelectionError, pruned, select, zero_
 
 
 class Two(nn.Module):

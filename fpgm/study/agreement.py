@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from fpgm.ranking import pruned_count
+from fpgm.selection.ranking import pruned_count
 
 Array = NDArray[np.float64]
 Masks = NDArray[np.bool_]

@@ -12,7 +12,7 @@ import torch
 from scipy import stats
 
 from fpgm.criteria import tie_rate
-from fpgm.ranking import normalised, pruned_count
+from fpgm.selection.ranking import normalised, pruned_count
 from fpgm.study.agreement import Array, jaccard, pruned
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from fpgm.criteria import CRITERIA
-from fpgm.ranking import levelled
+from fpgm.selection.ranking import levelled
 from fpgm.study.agreement import Array, fisher, kendall, overlap, spearman, spread_of
 
 Shape = tuple[int, ...]

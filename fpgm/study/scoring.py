@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fpgm.criteria import CRITERIA
 from fpgm.graph.groups import couple
 from fpgm.graph.trace import trace
-from fpgm.ranking import levelled
+from fpgm.selection.ranking import levelled
 from fpgm.study.agreement import Array
 from fpgm.study.settings import StudyError
 

@@ -18,7 +18,7 @@ class StudyError(ValueError):
 class Settings:
     """criteria: empty for all that the network and the data can serve; scopes: rankings by layer,
     over the network, or both; rates: shares of filters pruned; normalise: how layers are made
-    comparable in the ranking over the network (see fpgm.ranking); layers: those that fpgm
+    comparable in the ranking over the network (see fpgm.selection.ranking); layers: those that fpgm
     would prune, or all convolutions.
 
     draws: Gaussian networks of the null, at least (39 make a 95 % interval); perturbations: times

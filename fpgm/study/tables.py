@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from fpgm.criteria import tie_rate
-from fpgm.ranking import pruned_count
+from fpgm.selection.ranking import pruned_count
 from fpgm.study.agreement import Array, fisher, kendall, overlap, spearman
 from fpgm.study.applicability import gaps, spread, stability
 

@@ -14,7 +14,7 @@ from fpgm.criteria import CRITERIA, below_live
 from fpgm.criteria.evidence import DATA, NEEDS, Evidence, gather, require
 from fpgm.graph.groups import RESIDUAL, Block, couple
 from fpgm.graph.trace import trace
-from fpgm.ranking import (
+from fpgm.selection.ranking import (
     NORMALISATIONS,
     ascending,
     block_scores,
@@ -61,7 +61,7 @@ def select(
     align: kept counts are multiples of it; seed: for `random`; blocks: what may be pruned, by
     default found in the network's graph; scope: `layer`, the same rate for each, or `global`, one
     ranking over the network by scores that are first normalised within each layer (see
-    fpgm.ranking) and that takes no layer below `floor`, a share of its filters, nor below one;
+    fpgm.selection.ranking) and that takes no layer below `floor`, a share of its filters, nor below one;
     evidence: what fpgm.evidence.gather has found, for criteria that look at more than the weight.
     Returns convolution -> kept filters, sorted. Raises SelectionError for an unknown criterion or
     mode, a rate outside [0, 1) or that would leave a layer empty, and scores that are no numbers;

@@ -1,0 +1,1 @@
+"""Scores to `keep`: rankings, budgets, rates, and the zeroing."""
