@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fpgm import criteria
-    from fpgm.compaction import compact, equivalence, load
+    from fpgm.compaction.compact import compact, equivalence, load
     from fpgm.criteria import evidence
     from fpgm.graph.cost import cost
     from fpgm.networks.models import model
@@ -31,10 +31,10 @@ __all__ = [
 ]
 
 _HOME = {
-    "compact": "compaction",
+    "compact": "compaction.compact",
     "cost": "graph.cost",
-    "equivalence": "compaction",
-    "load": "compaction",
+    "equivalence": "compaction.compact",
+    "load": "compaction.compact",
     "model": "networks.models",
     "select": "selection.select",
     "zero_": "selection.select",

@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from fpgm import emission
+from fpgm.compaction import ballast as emission
+from fpgm.compaction.rewriting import Rewriter
 from fpgm.graph import operations as ops
 from fpgm.graph.cost import cost
 from fpgm.graph.followers import is_relu
 from fpgm.graph.groups import Block
 from fpgm.graph.trace import ChannelGraph, trace
-from fpgm.rewriting import Rewriter
 
 Place = tuple[Tensor, ...] | EllipsisType  # of the compact parameter's entries in the full one
 

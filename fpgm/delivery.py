@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fpgm import result, tuning
-from fpgm.compaction import compact, compare, equivalence
+from fpgm.compaction.compact import compact, compare, equivalence
 from fpgm.evaluation import accuracy, logits, recalibrate
 from fpgm.export import ExportError
 from fpgm.graph.cost import cost, paper_reduction

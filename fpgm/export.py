@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fpgm.compaction import compare, load
+from fpgm.compaction.compact import compare, load
 from fpgm.config import Config
 from fpgm.data import memory as data
 from fpgm.folding import fold

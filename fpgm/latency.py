@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fpgm.compaction import load
+from fpgm.compaction.compact import load
 from fpgm.export import ExportError
 from fpgm.graph.cost import cost
 from fpgm.machine.device import environment, keep_freed_memory

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fpgm import schedules
 from fpgm.compact_training import Compacted
-from fpgm.compaction import compact
+from fpgm.compaction.compact import compact
 from fpgm.config import Config
 from fpgm.criteria.evidence import NEEDS, Batches, Evidence, gather, require
 from fpgm.graph.cost import cost

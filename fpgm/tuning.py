@@ -1,7 +1,7 @@
 """The fastest form of a compact network on the runtime that it is for, found by the clock.
 
 All forms compute the same function; they differ in which pruned filters stay as zeros
-(fpgm.emission). The network at full width is one of them: none that is slower is ever chosen.
+(fpgm.compaction.ballast). The network at full width is one of them: none that is slower is ever chosen.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from fpgm import emission
-from fpgm.compaction import compact
+from fpgm.compaction import ballast as emission
+from fpgm.compaction.compact import compact
 from fpgm.graph.cost import cost
 from fpgm.graph.groups import Block, couple
 from fpgm.graph.trace import ChannelGraph, evaluating, trace

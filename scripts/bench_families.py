@@ -19,7 +19,7 @@ import torchvision
 from torch import nn
 
 import fpgm
-from fpgm.compaction import compare
+from fpgm.compaction.compact import compare
 from fpgm.export import export, run_exported
 from fpgm.graph.groups import couple
 from fpgm.graph.trace import trace

@@ -13,7 +13,7 @@ from networks import Mixed, Mysterious, Odd, Overwrites, Spelled, random_keep, r
 from torch import nn
 
 import fpgm
-from fpgm.compaction import compact, equivalence, load
+from fpgm.compaction.compact import compact, equivalence, load
 from fpgm.graph.groups import couple
 from fpgm.graph.trace import GraphError, trace
 from fpgm.networks.layers import BorderConv2d, Expand

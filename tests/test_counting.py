@@ -11,7 +11,7 @@ from networks import Mysterious, zeroed
 from torch.utils.flop_counter import FlopCounterMode
 
 import fpgm
-from fpgm.compaction import compact
+from fpgm.compaction.compact import compact
 from fpgm.graph.cost import cost, paper_reduction
 from fpgm.graph.trace import trace
 

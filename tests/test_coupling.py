@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from networks import randomised
 
 import fpgm
-from fpgm.compaction import compact, equivalence
+from fpgm.compaction.compact import compact, equivalence
 from fpgm.graph.groups import RESIDUAL, couple
 from fpgm.graph.trace import trace
 from fpgm.networks.layers import Expand, Pick

@@ -15,7 +15,7 @@ from torch import nn
 import fpgm
 from fpgm import export as exporting
 from fpgm import latency as timing
-from fpgm.compaction import compact, equivalence
+from fpgm.compaction.compact import compact, equivalence
 from fpgm.folding import fold
 from fpgm.latency import markdown, measure, side_by_side
 from fpgm.runs import checkpoint

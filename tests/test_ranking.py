@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from networks import randomised
 
 import fpgm
-from fpgm.compaction import compact
+from fpgm.compaction.compact import compact
 from fpgm.graph.groups import RESIDUAL, Block, couple
 from fpgm.graph.trace import trace
 from fpgm.selection.ranking import (

@@ -15,8 +15,9 @@ from networks import Odd, randomised
 from torch import nn
 
 import fpgm
-from fpgm import emission, tuning
-from fpgm.compaction import compact, equivalence, load
+from fpgm import tuning
+from fpgm.compaction import ballast as emission
+from fpgm.compaction.compact import compact, equivalence, load
 from fpgm.graph.groups import RESIDUAL, couple
 from fpgm.graph.trace import trace
 from fpgm.networks.layers import BorderConv2d, Expand

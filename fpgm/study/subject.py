@@ -11,7 +11,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from fpgm.compaction import load
+from fpgm.compaction.compact import load
 from fpgm.config import Dataset
 from fpgm.data.folder import DataError
 from fpgm.data.images import Images

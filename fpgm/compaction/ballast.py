@@ -1,6 +1,6 @@
 """Zero filters that a compact network is better off with: what to emit beside what is kept.
 
-A pruned filter may stay as a filter of zeros, `emit` of fpgm.rewriting. That costs MACs and can
+A pruned filter may stay as a filter of zeros, `emit` of fpgm.compaction.rewriting. That costs MACs and can
 save more milliseconds than they take: the convolution that feeds an add writes the whole stream,
 so that no Expand is needed (a widened convolution in place of a scatter); the map of the constants
 at the borders goes into the weight of one constant channel; and a width becomes a multiple of what
@@ -14,12 +14,12 @@ from collections.abc import Collection, Iterable
 import torch
 from torch import Tensor, fx
 
-from fpgm.channels import Expansion
+from fpgm.compaction.constants import Expansion
+from fpgm.compaction.narrowing import pads_zeros
+from fpgm.compaction.rewriting import Keep, Rewriter
 from fpgm.graph import operations as ops
 from fpgm.graph.groups import Block
 from fpgm.graph.trace import ChannelGraph
-from fpgm.narrowing import pads_zeros
-from fpgm.rewriting import Keep, Rewriter
 
 Group = tuple[str, int]  # kind of the operation that reads, its channels: the adds of a stream
 Filter = tuple[str, int]  # convolution, index

@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from fpgm import narrowing
-from fpgm.channels import Channels, Expansion
+from fpgm.compaction import narrowing
+from fpgm.compaction.constants import Channels, Expansion
 from fpgm.graph import operations as ops
 from fpgm.graph.overwriting import inplace, out_of_place
 from fpgm.graph.trace import ChannelGraph

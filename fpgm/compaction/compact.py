@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, fx, nn
 
+from fpgm.compaction.rewriting import Keep, Rewriter
 from fpgm.graph.trace import evaluating, exact, trace
 from fpgm.networks.models import model as build_model
-from fpgm.rewriting import Keep, Rewriter
 from fpgm.runs.checkpoint import CheckpointError, read
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from fpgm.channels import Channels
+from fpgm.compaction.constants import Channels
 from fpgm.networks.layers import BorderConv2d
 
 

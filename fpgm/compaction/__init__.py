@@ -1,0 +1,1 @@
+"""A network and `keep` to a smaller network that computes the same function."""
