@@ -31,8 +31,8 @@ from fpgm.machine.ranks import (
 )
 from fpgm.runs import checkpoint
 from fpgm.runs.run import Run
-from fpgm.runtimes import require
 from fpgm.schedules import learning_rate, masked
+from fpgm.shipping.runtimes import require
 
 log = logging.getLogger("fpgm")
 

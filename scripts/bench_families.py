@@ -20,12 +20,12 @@ from torch import nn
 
 import fpgm
 from fpgm.compaction.compact import compare
-from fpgm.export import export, run_exported
 from fpgm.graph.groups import couple
 from fpgm.graph.trace import trace
-from fpgm.latency import measure
 from fpgm.machine.device import keep_freed_memory
-from fpgm.tuning import Target, tune
+from fpgm.shipping.export import export, run_exported
+from fpgm.shipping.latency import measure
+from fpgm.shipping.tuning import Target, tune
 
 NAMES = (
     "resnet18", "resnet50", "vgg11_bn", "densenet121", "googlenet", "mobilenet_v2",

@@ -20,11 +20,11 @@ from torch import nn
 import fpgm
 from fpgm.graph.groups import couple
 from fpgm.graph.trace import trace
-from fpgm.latency import measure
 from fpgm.machine.device import keep_freed_memory
-from fpgm.runtimes import RUNTIMES
 from fpgm.selection.budget import rate_under
-from fpgm.tuning import Target, tune
+from fpgm.shipping.latency import measure
+from fpgm.shipping.runtimes import RUNTIMES
+from fpgm.shipping.tuning import Target, tune
 
 # residual, align, and either the share of the MACs or the rate; tuned as well?
 SETTINGS = {

@@ -25,10 +25,10 @@ from torch import nn
 import fpgm
 from fpgm.graph.groups import couple
 from fpgm.graph.trace import trace
-from fpgm.latency import measure
 from fpgm.machine.device import keep_freed_memory
-from fpgm.runtimes import RUNTIMES
-from fpgm.tuning import Target, tune
+from fpgm.shipping.latency import measure
+from fpgm.shipping.runtimes import RUNTIMES
+from fpgm.shipping.tuning import Target, tune
 
 SHARE = 0.51  # of the dense MACs: widths of 16 make coarse steps
 ALIGN = 16

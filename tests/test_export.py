@@ -13,13 +13,13 @@ from networks import Odd, zeroed
 from torch import nn
 
 import fpgm
-from fpgm import export as exporting
-from fpgm import latency as timing
 from fpgm.compaction.compact import compact, equivalence
-from fpgm.folding import fold
-from fpgm.latency import markdown, measure, side_by_side
 from fpgm.runs import checkpoint
-from fpgm.runtimes import RUNTIMES
+from fpgm.shipping import export as exporting
+from fpgm.shipping import latency as timing
+from fpgm.shipping.folding import fold
+from fpgm.shipping.latency import markdown, measure, side_by_side
+from fpgm.shipping.runtimes import RUNTIMES
 
 IMAGE = (1, 8, 8)
 

@@ -15,13 +15,13 @@ from networks import Odd, randomised
 from torch import nn
 
 import fpgm
-from fpgm import tuning
 from fpgm.compaction import ballast as emission
 from fpgm.compaction.compact import compact, equivalence, load
 from fpgm.graph.groups import RESIDUAL, couple
 from fpgm.graph.trace import trace
 from fpgm.networks.layers import BorderConv2d, Expand
 from fpgm.runs.checkpoint import write
+from fpgm.shipping import tuning
 
 NETWORKS = {
     "resnet20": lambda: fpgm.model("resnet20"),
@@ -165,7 +165,7 @@ def test_a_run_ships_the_form_that_is_fastest(tmp_path: Path) -> None:
 
 
 def test_missing_runtime_is_named_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fpgm import runtimes
+    from fpgm.shipping import runtimes
 
     monkeypatch.setattr(runtimes, "installed", lambda name: False)
     with pytest.raises(runtimes.RuntimeMissingError, match=r"target=openvino: .*pip install"):

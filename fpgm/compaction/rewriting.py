@@ -32,7 +32,7 @@ class Rewriter:
     """Walks a traced network once and writes the compact one beside it.
 
     emit: convolution -> filters that the compact network has beyond those in `keep`, as zeros:
-    they cost MACs, and save an Expand or make a width that runs faster (see fpgm.tuning).
+    they cost MACs, and save an Expand or make a width that runs faster (see fpgm.shipping.tuning).
     `foldings` names the (module, attribute) pairs that hold nothing but folded constants; they
     may be dropped where all of these are zero.
     """

@@ -23,8 +23,8 @@ from fpgm.compaction.compact import compact
 from fpgm.graph.cost import cost
 from fpgm.graph.groups import Block, couple
 from fpgm.graph.trace import ChannelGraph, evaluating, trace
-from fpgm.latency import side_by_side
-from fpgm.runtimes import RUNTIMES
+from fpgm.shipping.latency import side_by_side
+from fpgm.shipping.runtimes import RUNTIMES
 
 MULTIPLES = (1, 4, 8, 16)  # 1: no more than the filter that carries the constants
 WORTH = 0.98  # full width must be more than the noise faster to be preferred

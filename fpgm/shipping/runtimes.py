@@ -19,8 +19,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, fx, nn
 
-from fpgm.export import export
-from fpgm.folding import fold
+from fpgm.shipping.export import export
+from fpgm.shipping.folding import fold
 
 Image = tuple[int, int, int]
 Times = list[tuple[str, float]]

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from fpgm.compaction.compact import compare, load
 from fpgm.config import Config
 from fpgm.data import memory as data
-from fpgm.folding import fold
 from fpgm.runs import checkpoint
 from fpgm.runs.run import read_config
+from fpgm.shipping.folding import fold
 
 LIMIT = 1e-4  # of the largest output: another runtime sums in another order
 CHECKED = 256  # test images

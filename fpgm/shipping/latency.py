@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from fpgm.compaction.compact import load
-from fpgm.export import ExportError
 from fpgm.graph.cost import cost
 from fpgm.machine.device import environment, keep_freed_memory
 from fpgm.runs.checkpoint import CheckpointError
 from fpgm.runs.files import write_text
-from fpgm.runtimes import INSTALL, RUNTIMES, Runner, installed
+from fpgm.shipping.export import ExportError
+from fpgm.shipping.runtimes import INSTALL, RUNTIMES, Runner, installed
 
 COSTLY = 5  # layers shown for each runtime and batch
 WARM_UP, ROUNDS, SECONDS = 5, 200, 6.0  # rounds end after this many seconds, but not before 10
