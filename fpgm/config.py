@@ -48,7 +48,7 @@ class Criterion:
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """See fpgm.schedules. interval: epochs between two selections; settle: share of the epochs
+    """See fpgm.methods.schedules. interval: epochs between two selections; settle: share of the epochs
     after which the selection stays and is masked, 1 = never; train_compact: whether frozen runs
     train the compact network where that takes the same steps; recalibrate: batches of training
     images on which BatchNorm is estimated again after the last zeroing."""

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from fpgm.compact_training import Compacted, compacted
 from fpgm.config import Config
 from fpgm.data import memory as data
 from fpgm.data.images import Images
 from fpgm.machine.device import choose_device, choose_precision, keep_freed_memory
 from fpgm.machine.ranks import ALONE, Ranks, check_agreement, from_first, spread
+from fpgm.methods.compacted import Compacted, compacted
+from fpgm.methods.zeroing import Pruning
 from fpgm.networks import models
-from fpgm.pruning import Pruning
 from fpgm.runs import checkpoint
 
 

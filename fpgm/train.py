@@ -29,9 +29,9 @@ from fpgm.machine.ranks import (
     mean,
     share_buffers,
 )
+from fpgm.methods.schedules import learning_rate, masked
 from fpgm.runs import checkpoint
 from fpgm.runs.run import Run
-from fpgm.schedules import learning_rate, masked
 from fpgm.shipping.runtimes import require
 
 log = logging.getLogger("fpgm")

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from networks import randomised
 
 import fpgm
-from fpgm import schedules
 from fpgm.config import Config, Criterion, Dataset, Optimizer, Schedule
-from fpgm.pruning import Pruning
+from fpgm.methods import schedules
+from fpgm.methods.zeroing import Pruning
 
 DIGITS = Dataset(
     name="digits", root=None, image_size=None, pad=1, flip=False, workers=None, on_error="stop"

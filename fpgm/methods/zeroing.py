@@ -10,8 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fpgm import schedules
-from fpgm.compact_training import Compacted
 from fpgm.compaction.compact import compact
 from fpgm.config import Config
 from fpgm.criteria.evidence import NEEDS, Batches, Evidence, gather, require
@@ -19,6 +17,8 @@ from fpgm.graph.cost import cost
 from fpgm.graph.groups import couple
 from fpgm.graph.trace import trace
 from fpgm.machine.ranks import ALONE, Ranks, from_first
+from fpgm.methods import schedules
+from fpgm.methods.compacted import Compacted
 from fpgm.selection.budget import LARGEST, BudgetError, rate_nearest, rate_under
 from fpgm.selection.select import highest, pruned, score, zero_
 

@@ -1,0 +1,1 @@
+"""What happens to filters while the network trains."""
