@@ -91,8 +91,8 @@ def job(words: DictConfig) -> None:
 
 def run_job(words: DictConfig, directory: Path) -> None:
     """Print the result of a run that is done, or train it from where it stands."""
-    from fpgm.result import result_line, table
     from fpgm.runs.run import Run
+    from fpgm.training.result import result_line, table
 
     config = Config.of(OmegaConf.to_container(words, resolve=True))  # type: ignore[arg-type]
     if config.pretrained == "baseline":
@@ -121,8 +121,8 @@ def run_job(words: DictConfig, directory: Path) -> None:
 def lead(config: Config, run: Run, done: bool) -> None:
     """Train, and tell the other processes, if there are any, whether there is anything to do."""
     from fpgm.machine.ranks import from_first, join
-    from fpgm.result import table
-    from fpgm.train import train
+    from fpgm.training.loop import train
+    from fpgm.training.result import table
 
     ranks = join(config.device)
     if from_first(not done, ranks):
@@ -136,7 +136,7 @@ def follow(config: Config, directory: Path) -> None:
     """The part of the processes that torchrun starts beside the first: they write nothing."""
     from fpgm.machine.ranks import from_first, join
     from fpgm.runs.run import Run
-    from fpgm.train import train
+    from fpgm.training.loop import train
 
     logging.getLogger("fpgm").setLevel(logging.ERROR)
     ranks = join(config.device)

@@ -38,10 +38,10 @@ from torchvision import transforms
 import fpgm
 from fpgm.config import Config
 from fpgm.data import memory as data
-from fpgm.job import prepare
 from fpgm.machine.device import environment
 from fpgm.runs import checkpoint
-from fpgm.train import one_epoch, resume
+from fpgm.training.loop import one_epoch, resume
+from fpgm.training.task import prepare
 
 DEFAULTS = {
     "arch": "resnet20", "device": "cpu", "images": "10000", "batch_size": "128", "workers": "2",

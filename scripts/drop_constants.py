@@ -11,9 +11,9 @@ import torch
 import fpgm
 from fpgm.config import Config
 from fpgm.data import memory as data
-from fpgm.evaluation import accuracy, logits
 from fpgm.networks.layers import BorderConv2d, Expand
 from fpgm.runs.run import read_config
+from fpgm.training.evaluate import accuracy, logits
 
 
 def main(run: Path) -> None:

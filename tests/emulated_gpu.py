@@ -17,11 +17,11 @@ from torch import Tensor, fx
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-import fpgm.delivery
-import fpgm.evaluation
-import fpgm.job
 import fpgm.machine.device
-import fpgm.train
+import fpgm.training.evaluate
+import fpgm.training.finish
+import fpgm.training.loop
+import fpgm.training.task
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
 waits: Counter[str] = Counter()
@@ -58,12 +58,12 @@ def emulate(monkeypatch: pytest.MonkeyPatch) -> Everywhere:
     # Parameters are replaced by such tensors; their memory cannot be swapped in place.
     future = "get_overwrite_module_params_on_conversion"
     monkeypatch.setattr(torch.__future__, future, lambda: True)
-    monkeypatch.setattr(fpgm.job, "choose_device", torch.device)
-    for module in (fpgm.train, fpgm.evaluation):
+    monkeypatch.setattr(fpgm.training.task, "choose_device", torch.device)
+    for module in (fpgm.training.loop, fpgm.training.evaluate):
         monkeypatch.setattr(module, "autocast", autocast)
-    monkeypatch.setattr(fpgm.train, "precision_name", lambda *_: "emulated")
+    monkeypatch.setattr(fpgm.training.loop, "precision_name", lambda *_: "emulated")
     about = fpgm.machine.device.environment
-    monkeypatch.setattr(fpgm.delivery, "environment", lambda _, dtype: about(CPU, dtype))
+    monkeypatch.setattr(fpgm.training.finish, "environment", lambda _, dtype: about(CPU, dtype))
     generator = torch.Generator
     monkeypatch.setattr(torch, "Generator", lambda device="cpu": generator())
     return Everywhere()

@@ -509,6 +509,6 @@ def test_help_and_completion_answer_in_half_a_second(
 
 
 def test_nothing_heavy_is_imported_for_help() -> None:
-    code = "import sys, fpgm, fpgm.cli, fpgm.result, fpgm.runs.run; print('torch' in sys.modules)"
+    code = "import sys, fpgm, fpgm.cli, fpgm.training.result, fpgm.runs.run; print('torch' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "False"

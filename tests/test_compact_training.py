@@ -11,13 +11,13 @@ from test_config import compose
 from torch import nn
 
 import fpgm
-from fpgm import train as training
 from fpgm.config import Config
 from fpgm.graph.groups import couple
 from fpgm.graph.trace import trace
-from fpgm.job import Job, load_images, prepare
 from fpgm.methods import compacted as compact_training
-from fpgm.train import one_epoch, resume
+from fpgm.training import loop as training
+from fpgm.training.loop import one_epoch, resume
+from fpgm.training.task import Job, load_images, prepare
 
 
 def job(directory: Path, train_compact: bool, *words: str) -> Job:

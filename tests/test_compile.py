@@ -10,7 +10,7 @@ from test_compact_training import in_float64
 from test_compact_training import job as prepared
 from torch._dynamo.utils import counters
 
-from fpgm.train import one_epoch, resume
+from fpgm.training.loop import one_epoch, resume
 
 WORDS = ("epochs=3", "batch_size=500", "rate=0.5", "residual=shared", "align=8")
 

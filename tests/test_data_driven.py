@@ -20,8 +20,8 @@ from test_schedules import FROZEN, GM, SOFT, config
 import fpgm
 from fpgm.config import Config, Criterion, Schedule
 from fpgm.criteria.evidence import NEEDS, EvidenceError, gather
-from fpgm.job import load_images, shown
 from fpgm.methods.zeroing import Pruning
+from fpgm.training.task import load_images, shown
 from fpgm.typed import ConfigError
 
 DIGITS = ("dataset=digits", "epochs=2", "rate=0.4", "device=cpu", "batch_size=512")

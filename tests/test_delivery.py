@@ -9,11 +9,11 @@ import pytest
 import torch
 from test_schedules import FROZEN, config
 
-from fpgm import delivery
 from fpgm.config import Config
-from fpgm.job import TrainingError
 from fpgm.runs.run import Run
-from fpgm.train import train
+from fpgm.training import finish as delivery
+from fpgm.training.loop import train
+from fpgm.training.task import TrainingError
 
 
 def digits(tmp_path: Path) -> dict[str, Any] | None:

@@ -21,11 +21,11 @@ from test_config import compose
 from test_streaming import WORDS as STREAMED
 
 from fpgm.config import Config
-from fpgm.job import Job, load_images, prepare
 from fpgm.machine.device import ranks as distributed
 from fpgm.machine.ranks import RankError, Ranks, check_agreement, check_batch
 from fpgm.runs.checkpoint import read
-from fpgm.train import resume
+from fpgm.training.loop import resume
+from fpgm.training.task import Job, load_images, prepare
 
 TORCHRUN = str(Path(sysconfig.get_path("scripts")) / "torchrun")
 DIGITS = ("dataset=digits", "rate=0.4", "device=cpu", "precision=float32", "hydra.run.dir=r")

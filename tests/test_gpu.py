@@ -10,11 +10,11 @@ import torch
 from emulated_gpu import OnGpu, emulate, waits
 from test_config import compose
 
-import fpgm.train
+import fpgm.training.loop
 from fpgm.config import Config
-from fpgm.delivery import deliver
-from fpgm.job import Job, load_images, prepare
 from fpgm.runs import checkpoint
+from fpgm.training.finish import deliver
+from fpgm.training.task import Job, load_images, prepare
 
 
 def test_the_emulation_sees_what_a_gpu_would_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,7 +53,7 @@ def test_the_emulation_sees_what_a_gpu_would_refuse(monkeypatch: pytest.MonkeyPa
 def test_a_run_from_start_to_report_keeps_to_the_gpu(
     words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step = fpgm.train._step
+    step = fpgm.training.loop._step
 
     def watched(*arguments):
         before = waits.copy()
@@ -61,7 +61,7 @@ def test_a_run_from_start_to_report_keeps_to_the_gpu(
         assert waits == before, "a step made the host wait"
         return loss
 
-    monkeypatch.setattr(fpgm.train, "_step", watched)
+    monkeypatch.setattr(fpgm.training.loop, "_step", watched)
     given = ["dataset=digits", "batch_size=500", "epochs=2", "precision=float32", "device=cuda"]
     config = Config.of(compose(*given, *words.split()))
 
@@ -73,8 +73,8 @@ def test_a_run_from_start_to_report_keeps_to_the_gpu(
 
     with emulate(monkeypatch):
         first = job(fresh=True)
-        history = fpgm.train.resume(first, None)
-        history.append(fpgm.train.one_epoch(first, 0))
+        history = fpgm.training.loop.resume(first, None)
+        history.append(fpgm.training.loop.one_epoch(first, 0))
         reached = {
             "model": first.model.state_dict(), "optimizer": first.optimizer.state_dict(),
             "keep": first.pruning.keep, "rate": first.pruning.full_rate(),
@@ -82,8 +82,8 @@ def test_a_run_from_start_to_report_keeps_to_the_gpu(
         }  # fmt: skip
         checkpoint.save_epoch(tmp_path, reached)
         second = job(fresh=False)
-        history = fpgm.train.resume(second, checkpoint.restore_epoch(tmp_path)[0])
-        history.append(fpgm.train.one_epoch(second, 1))
+        history = fpgm.training.loop.resume(second, checkpoint.restore_epoch(tmp_path)[0])
+        history.append(fpgm.training.loop.one_epoch(second, 1))
         report = deliver(second, history, config.as_dict())
     assert report["status"] == "done"
     assert report["equivalence"]["images"] == 360

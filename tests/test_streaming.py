@@ -12,10 +12,10 @@ from test_cli import report, run
 from fpgm.config import Dataset
 from fpgm.data.folder import DataError, open_image
 from fpgm.data.memory import load
-from fpgm.job import load_pretrained
 from fpgm.machine.ranks import Ranks
 from fpgm.networks import models
 from fpgm.runs.checkpoint import CheckpointError
+from fpgm.training.task import load_pretrained
 
 CPU = torch.device("cpu")
 WORDS = ("dataset=imagenet", "dataset.root=images", "dataset.image_size=64", "dataset.workers=1",

@@ -13,12 +13,8 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from fpgm import result
 from fpgm.config import Config
 from fpgm.data.images import summary
-from fpgm.delivery import deliver, expected_macs
-from fpgm.evaluation import accuracy, logits
-from fpgm.job import Job, TrainingError, load_images, prepare
 from fpgm.machine.device import autocast, precision_name
 from fpgm.machine.ranks import (
     ALONE,
@@ -33,6 +29,10 @@ from fpgm.methods.schedules import learning_rate, masked
 from fpgm.runs import checkpoint
 from fpgm.runs.run import Run
 from fpgm.shipping.runtimes import require
+from fpgm.training import result
+from fpgm.training.evaluate import accuracy, logits
+from fpgm.training.finish import deliver, expected_macs
+from fpgm.training.task import Job, TrainingError, load_images, prepare
 
 log = logging.getLogger("fpgm")
 

@@ -8,17 +8,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from fpgm import result
 from fpgm.compaction.compact import compact, compare, equivalence
-from fpgm.evaluation import accuracy, logits, recalibrate
 from fpgm.graph.cost import cost, paper_reduction
 from fpgm.graph.trace import trace
-from fpgm.job import Job, TrainingError
 from fpgm.machine.device import environment
 from fpgm.runs import checkpoint
 from fpgm.selection.ranking import at_floor
 from fpgm.shipping import tuning
 from fpgm.shipping.export import ExportError
+from fpgm.training import result
+from fpgm.training.evaluate import accuracy, logits, recalibrate
+from fpgm.training.task import Job, TrainingError
 
 MANY_CLASSES = 100  # with which a top-5 accuracy says something
 FLOAT32, FLOAT64 = 1e-5, 1e-12  # how far equal networks may lie apart, of the largest output

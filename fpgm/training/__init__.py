@@ -1,0 +1,1 @@
+"""The loop: a task is prepared, trained, finished."""
