@@ -415,13 +415,13 @@ def test_full_gpu_memory_gets_a_line_with_the_batch_size_to_try(
     tmp_path: Path, size: int, cure: str
 ) -> None:
     code = """
-import torch, fpgm.cli
+import torch, fpgm.cli.command
 
 def full(*_):
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
 torch.nn.functional.cross_entropy = full
-fpgm.cli.main()
+fpgm.cli.command.main()
 """
     words = [*DIGITS, f"batch_size={size}", "hydra.run.dir=r"]
     out = subprocess.run(
@@ -509,6 +509,6 @@ def test_help_and_completion_answer_in_half_a_second(
 
 
 def test_nothing_heavy_is_imported_for_help() -> None:
-    code = "import sys, fpgm, fpgm.cli, fpgm.training.result, fpgm.runs.run; print('torch' in sys.modules)"
+    code = "import sys, fpgm, fpgm.cli.command, fpgm.training.result, fpgm.runs.run; print('torch' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "False"

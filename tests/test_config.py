@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from fpgm.cli import CONFIGS, quoted
+from fpgm.cli.command import CONFIGS, quoted
 from fpgm.config import Config, differences, flatten
 from fpgm.criteria import CRITERIA
 from fpgm.networks.models import MODELS

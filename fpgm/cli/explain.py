@@ -20,9 +20,9 @@ from omegaconf.errors import OmegaConfBaseException
 from fpgm.config import flatten
 from fpgm.typed import suggestion
 
-HERE = Path(__file__).resolve().parent
+PACKAGE = Path(__file__).resolve().parent.parent
 # Inside a wheel the configs are part of the package, in a checkout they are beside it.
-CONFIGS = HERE / "configs" if (HERE / "configs").is_dir() else HERE.parent / "configs"
+CONFIGS = next(c for c in (PACKAGE / "configs", PACKAGE.parent / "configs") if c.is_dir())
 
 
 def explain(error: Exception) -> str:

@@ -20,8 +20,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 import fpgm
+from fpgm.cli.explain import CONFIGS, explain
 from fpgm.config import Config
-from fpgm.explanation import CONFIGS, explain
 from fpgm.runs import grid
 from fpgm.runs.baseline import find_baseline
 
@@ -207,6 +207,3 @@ def _output_directory() -> Path:
     relative = Path(os.path.relpath(output))
     return output if ".." in relative.parts else relative
 
-
-if __name__ == "__main__":
-    main()

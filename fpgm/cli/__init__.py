@@ -1,0 +1,1 @@
+"""`fpgm-train`: the only place that knows Hydra and processes."""
