@@ -13,12 +13,14 @@ if TYPE_CHECKING:
     from fpgm import criteria
     from fpgm.compaction.compact import compact, equivalence, load
     from fpgm.criteria import evidence
+    from fpgm.errors import Error
     from fpgm.graph.cost import cost
     from fpgm.networks.models import model
     from fpgm.selection.select import select, zero_
 
 __version__ = "0.1.0"
 __all__ = [
+    "Error",
     "compact",
     "cost",
     "criteria",
@@ -31,9 +33,12 @@ __all__ = [
 ]
 
 _HOME = {
+    "Error": "errors",
     "compact": "compaction.compact",
     "cost": "graph.cost",
+    "criteria": "criteria",
     "equivalence": "compaction.compact",
+    "evidence": "criteria.evidence",
     "load": "compaction.compact",
     "model": "networks.models",
     "select": "selection.select",
@@ -42,13 +47,10 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(importlib.import_module(f"fpgm.{_HOME[name]}"), name)
-    if name in ("criteria", "evidence"):
-        return importlib.import_module(
-            {"evidence": "fpgm.criteria.evidence"}.get(name, "fpgm.criteria")
-        )
-    raise AttributeError(f"module 'fpgm' has no attribute {name!r}")
+    if name not in _HOME:
+        raise AttributeError(f"module 'fpgm' has no attribute {name!r}")
+    module = importlib.import_module(f"fpgm.{_HOME[name]}")
+    return module if module.__name__.endswith(f".{name}") else getattr(module, name)
 
 
 def __dir__() -> list[str]:

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from fpgm.typed import ConfigError, build, choice, number
+from fpgm.errors import Error
+from fpgm.typed import build, choice, number
 
 DATA_DRIVEN = ("taylor", "apoz", "hrank")  # criteria that look at training images
 
@@ -111,14 +112,14 @@ class Config:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Config:
-        """Build and check. Raises ConfigError with a line for each problem there is."""
+        """Build and check. Raises Error with a line for each problem there is."""
         errors: list[str] = []
         config = build(cls, values, "", errors)
         if config is None:
-            raise ConfigError("\n".join(errors))
+            raise Error("\n".join(errors))
         errors = list(_contradictions(config))
         if errors:
-            raise ConfigError("\n".join(errors))
+            raise Error("\n".join(errors))
         return config
 
     def as_dict(self) -> dict[str, Any]:

@@ -13,10 +13,6 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-class ConfigError(ValueError):
-    """One line for each thing that is wrong: the key, the value, what would do."""
-
-
 def number(low: float, high: float = math.inf, *, below: bool = False, example: str) -> Any:
     """A number in [low, high], or [low, high) if `below`."""
     return field(metadata={"low": low, "high": high, "below": below, "example": example})

@@ -11,6 +11,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from fpgm.errors import Error
 from fpgm.runs import grid
 
 
@@ -33,13 +34,13 @@ class Grid(BasicSweeper):
             jobs = [job for asked in combinations for job in grid.chosen(self.rows, asked)]
             if not jobs:
                 given = " ".join(arguments)
-                raise grid.GridError(f"{given}: no run of this grid has these together")
+                raise Error(f"{given}: no run of this grid has these together")
             self._remember(combinations)
         waves = grid.waves(jobs)
         jobs = [job for wave in waves for job in wave]
         composed = [self._composed(job).hydra for job in jobs]
         if not self.rows and any(own.sweeper.get("rows") for own in composed):
-            raise grid.GridError("experiment=a,b: one grid at a time, each in a command of its own")
+            raise Error("experiment=a,b: one grid at a time, each in a command of its own")
         grid.check_places(jobs, [f"{own.sweep.dir}/{own.sweep.subdir}" for own in composed])
         # The launcher makes this directory before those of the jobs: never one of another grid.
         self.config.hydra.sweep.dir = composed[0].sweep.dir

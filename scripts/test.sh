@@ -12,5 +12,5 @@ cd "$(dirname "$0")/.."
 # Hydra loads every launcher that is installed, at each start: last, and only for a run of everything.
 if [ $# -eq 0 ]; then
     .venv/bin/python -m pip install --quiet --editable '.[joblib,submitit]'
-    .venv/bin/pytest tests/test_launchers.py
+    .venv/bin/pytest tests/cli/test_launchers.py
 fi

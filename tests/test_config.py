@@ -15,9 +15,10 @@ from omegaconf import OmegaConf
 from fpgm.cli.command import CONFIGS, quoted
 from fpgm.config import Config, differences, flatten
 from fpgm.criteria import CRITERIA
+from fpgm.errors import Error
 from fpgm.networks.models import MODELS
 from fpgm.runs.grid import run_name
-from fpgm.typed import ConfigError, suggestion
+from fpgm.typed import suggestion
 
 
 def compose(*words: str) -> dict:
@@ -95,14 +96,14 @@ def test_bad_value_names_key_value_and_what_would_do(key: str, value: object, me
     for part in path:
         node = node[part]
     node[last] = value
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(Error) as caught:
         Config.of(values)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_all_problems_are_reported_at_once() -> None:
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(Error) as caught:
         Config.of({**DEFAULTS, "rate": 2, "epochs": 0, "seed": "x"})
     assert [line.split("=")[0] for line in str(caught.value).splitlines()] == [
         "rate",
@@ -112,7 +113,7 @@ def test_all_problems_are_reported_at_once() -> None:
 
 
 def test_hard_pruning_asks_for_a_trained_network() -> None:
-    with pytest.raises(ConfigError, match="pretrained=RUN_DIR"):
+    with pytest.raises(Error, match="pretrained=RUN_DIR"):
         Config.of(compose("schedule=hard"))
 
 

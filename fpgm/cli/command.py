@@ -206,4 +206,3 @@ def _output_directory() -> Path:
     output = Path(HydraConfig.get().runtime.output_dir)
     relative = Path(os.path.relpath(output))
     return output if ".." in relative.parts else relative
-

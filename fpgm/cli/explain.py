@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fpgm.config import flatten
+from fpgm.errors import Error
 from fpgm.typed import suggestion
 
 PACKAGE = Path(__file__).resolve().parent.parent
@@ -38,7 +39,7 @@ def explain(error: Exception) -> str:
         return f"{error.override}: not understood, write key=value, for example rate=0.4"
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}{_ADVICE.get(error.errno or 0, '')}"
-    if type(error).__module__.startswith("fpgm."):
+    if isinstance(error, Error):
         return str(error)
     if isinstance(error, HydraException | OmegaConfBaseException):
         return str(error).splitlines()[0]

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from fpgm.compaction.rewriting import Keep, Rewriter
+from fpgm.errors import CheckpointError
 from fpgm.graph.trace import evaluating, exact, trace
 from fpgm.networks.models import model as build_model
-from fpgm.runs.checkpoint import CheckpointError, read
+from fpgm.runs.checkpoint import read
 
 
 def compact(model: nn.Module, keep: Keep, emit: Keep | None = None) -> fx.GraphModule:

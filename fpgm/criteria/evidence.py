@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from fpgm.errors import Error
 from fpgm.graph.followers import batch_norms, rectifiers
 from fpgm.graph.trace import ChannelGraph, evaluating, exact, trace
 
@@ -31,10 +32,6 @@ _PART = {"bn_gamma": "BatchNorm", "taylor": "BatchNorm", "apoz": "ReLU", "hrank"
 RANK_IMAGES = 128
 
 
-class EvidenceError(ValueError):
-    """A criterion that a network or its data cannot serve."""
-
-
 def missing(model: nn.Module, name: str, layers: Sequence[str] | None = None) -> list[str]:
     """The layers that a criterion cannot score for want of a BatchNorm or ReLU behind them.
 
@@ -46,11 +43,11 @@ def missing(model: nn.Module, name: str, layers: Sequence[str] | None = None) ->
 
 
 def require(model: nn.Module, name: str, layers: Sequence[str] | None = None) -> None:
-    """Raise EvidenceError that lists the layers that criterion `name` cannot score."""
+    """Raise Error that lists the layers that criterion `name` cannot score."""
     lacking = missing(model, name, layers)
     if lacking:
         more = f" and {len(lacking) - 8} more" if len(lacking) > 8 else ""
-        raise EvidenceError(
+        raise Error(
             f"criterion={name}: needs a {_PART[name]} behind each convolution, there is none "
             f"behind {', '.join(lacking[:8])}{more}; criterion=gm takes the weights alone"
         )
@@ -68,7 +65,7 @@ def gather(
     is asked for. layers: convolutions, by default all that can be pruned. A layer lacks the
     keyword of a criterion that cannot score it (see `missing`). Weights, statistics, gradients and
     modes of the network are left as they are.
-    Raises EvidenceError where batches are wanted and there are none, and for what is not finite.
+    Raises Error where batches are wanted and there are none, and for what is not finite.
     """
     graph = trace(model)
     wanted = [name for name in NEEDS if name in set(names)]
@@ -85,7 +82,7 @@ def gather(
     for layer, values in found.items():
         for key, value in values.items():
             if not value.isfinite().all():
-                raise EvidenceError(f"{layer}: its {key} are not finite (NaN or too large)")
+                raise Error(f"{layer}: its {key} are not finite (NaN or too large)")
     return found
 
 
@@ -115,7 +112,7 @@ def _read(graph: ChannelGraph, names: Sequence[str], batches: Batches, found: Ev
             read = True
     if not read:
         asked = ",".join(name for name in names if name in DATA)
-        raise EvidenceError(f"criterion={asked}: needs images, and there are none")
+        raise Error(f"criterion={asked}: needs images, and there are none")
     for layer, node in relus.items():
         found[layer].update({NEEDS[name]: mean.value() for name, mean in means[node].items()})
     if "taylor" in names:

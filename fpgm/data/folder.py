@@ -17,14 +17,11 @@ from torchvision.transforms.functional import center_crop, resize
 from tqdm import tqdm
 
 from fpgm import config
+from fpgm.errors import DataError
 
 # train images (n, C, H, W) uint8 and labels (n,) int64, the same for test, names of the classes
 Arrays = tuple[Tensor, Tensor, Tensor, Tensor, tuple[str, ...]]
 Listed = list[tuple[Path, int]]  # files and their labels
-
-
-class DataError(ValueError):
-    """Data that is not there or cannot be read, with what to do about it."""
 
 
 def read_folder(dataset: config.Dataset) -> Arrays:

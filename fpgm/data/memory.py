@@ -16,9 +16,10 @@ import torchvision
 from torch import Tensor
 
 from fpgm import config
-from fpgm.data.folder import Arrays, DataError, read_folder
+from fpgm.data.folder import Arrays, read_folder
 from fpgm.data.images import Batches, Images, normalised, steps
 from fpgm.data.streamed import Stream
+from fpgm.errors import DataError, first_line
 from fpgm.machine.ranks import ALONE, Ranks
 
 
@@ -180,7 +181,7 @@ def _cifar(dataset: config.Dataset) -> Arrays:
     except (OSError, RuntimeError) as error:
         raise DataError(
             f"dataset={dataset.name}: not in dataset.root={root}, and the download failed "
-            f"({_first_line(error)}); put {cls.filename} from {cls.url.rsplit('/', 1)[0]} there, "
+            f"({first_line(error)}); put {cls.filename} from {cls.url.rsplit('/', 1)[0]} there, "
             "or try dataset=digits, which needs no network"
         ) from error
     arrays = []
@@ -198,7 +199,3 @@ def _moments(images: Tensor) -> tuple[Tensor, Tensor]:
     mean = share @ levels
     std = (share @ levels.square() - mean.square()).clamp(min=1e-12).sqrt()
     return mean.float(), std.float()
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

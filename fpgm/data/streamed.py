@@ -14,8 +14,9 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from fpgm import config
-from fpgm.data.folder import DataError, list_images, open_image
+from fpgm.data.folder import list_images, open_image
 from fpgm.data.images import Batches, normalised, steps
+from fpgm.errors import DataError
 from fpgm.machine.device import cores
 from fpgm.machine.ranks import ALONE, Ranks, all_say
 

@@ -73,10 +73,6 @@ def apply(node: fx.Node, modules: dict[str, nn.Module], constants: torch.Tensor)
     return result
 
 
-class GraphError(ValueError):
-    """A network that cannot be traced or compacted."""
-
-
 def kind_of(node: fx.Node, modules: dict[str, nn.Module]) -> str:
     """One of the kinds above, judged by the operation and its arguments alone."""
     if node.op == "output":

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torchvision.ops.stochastic_depth import stochastic_depth
 
-from fpgm.graph.operations import ELEMENTWISE_METHODS, GraphError, named_arguments
+from fpgm.errors import GraphError
+from fpgm.graph.operations import ELEMENTWISE_METHODS, named_arguments
 from fpgm.networks.layers import BorderConv2d, Expand, Pick
 
 _TWINS: dict[Any, Any] = {

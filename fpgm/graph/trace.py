@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, fx, nn
 
+from fpgm.errors import GraphError
 from fpgm.graph.operations import (
     ADD,
     CONV,
@@ -25,7 +26,6 @@ from fpgm.graph.operations import (
     OUTPUT,
     POOL,
     SLICE,
-    GraphError,
     argument,
     hooked,
     kind_of,

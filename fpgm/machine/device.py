@@ -13,15 +13,13 @@ from typing import Any
 import torch
 import torchvision
 
-
-class MachineError(ValueError):
-    """Something asked for that this machine does not have."""
+from fpgm.errors import Error
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` takes a GPU where there is one. Raises MachineError."""
+    """`auto` takes a GPU where there is one. Raises Error."""
     if name == "cuda" and not torch.cuda.is_available():
-        raise MachineError("device=cuda: torch sees no GPU here; use device=cpu or device=auto")
+        raise Error("device=cuda: torch sees no GPU here; use device=cpu or device=auto")
     automatic = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(automatic if name == "auto" else name)
 

@@ -13,15 +13,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from fpgm.errors import Error
 from fpgm.machine.device import choose_device
 
 # One that has died is noticed at once, by its connection or torchrun; this is how long the others
 # wait for the first to read data, compact and tune.
 PATIENCE = timedelta(hours=1)
-
-
-class RankError(RuntimeError):
-    """Processes that cannot work together, or that have lost one."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +55,7 @@ def join(device: str) -> Ranks:
     if cuda:
         if local >= torch.cuda.device_count():
             count = torch.cuda.device_count()
-            raise RankError(
+            raise Error(
                 f"torchrun: process {local + 1} of this machine has no GPU of its own, there are "
                 f"{count}; --nproc-per-node={count}, or device=cpu"
             )
@@ -70,10 +67,10 @@ def join(device: str) -> Ranks:
 
 
 def check_batch(batch_size: int, ranks: Ranks) -> None:
-    """Raise RankError where a batch cannot be dealt out evenly."""
+    """Raise Error where a batch cannot be dealt out evenly."""
     if batch_size % ranks.world:
         fits = max(batch_size // ranks.world, 1) * ranks.world
-        raise RankError(
+        raise Error(
             f"batch_size={batch_size}: is the batch of all {ranks.world} processes together and "
             f"must be a multiple of their number, for example batch_size={fits}"
         )
@@ -135,7 +132,7 @@ def share_buffers(module: nn.Module, ranks: Ranks) -> None:
 
 
 def check_agreement(keep: Mapping[str, Tensor], ranks: Ranks) -> None:
-    """Raise RankError unless all ranks have selected the same filters."""
+    """Raise Error unless all ranks have selected the same filters."""
     if ranks.world == 1:
         return
     digest = hashlib.sha256()
@@ -145,7 +142,7 @@ def check_agreement(keep: Mapping[str, Tensor], ranks: Ranks) -> None:
     dist.all_gather_object(found, digest.hexdigest())
     other = next((rank for rank, one in enumerate(found) if one != found[0]), None)
     if other is not None:
-        raise RankError(f"rank {other} has selected other filters than rank 0")
+        raise Error(f"rank {other} has selected other filters than rank 0")
 
 
 def leave() -> None:

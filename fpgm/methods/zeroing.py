@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from fpgm.compaction.compact import compact
 from fpgm.config import Config
 from fpgm.criteria.evidence import NEEDS, Batches, Evidence, gather, require
+from fpgm.errors import BudgetError
 from fpgm.graph.cost import cost
 from fpgm.graph.groups import couple
 from fpgm.graph.trace import trace
 from fpgm.machine.ranks import ALONE, Ranks, from_first
 from fpgm.methods import schedules
 from fpgm.methods.compacted import Compacted
-from fpgm.selection.budget import LARGEST, BudgetError, rate_nearest, rate_under
+from fpgm.selection.budget import LARGEST, rate_nearest, rate_under
 from fpgm.selection.select import highest, pruned, score, zero_
 
 
@@ -36,7 +37,7 @@ class Pruning:
         ranks: Ranks = ALONE,
     ) -> None:
         """image: (C, H, W); batches: those that a criterion which looks at data is shown at each
-        selection. Raises EvidenceError where the network lacks what the criterion looks at."""
+        selection. Raises Error where the network lacks what the criterion looks at."""
         self.model = model
         self.optimizer = optimizer
         self.config = config

@@ -15,9 +15,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-
-class ModelError(ValueError):
-    """A network that there is not, or not for these images."""
+from fpgm.errors import Error
 
 
 class ShortcutA(nn.Module):
@@ -121,9 +119,7 @@ def _cifar_resnet(depth: int, num_classes: int, in_channels: int) -> nn.Module:
 
 def _from_torchvision(name: str, num_classes: int, in_channels: int) -> nn.Module:
     if in_channels != 3:
-        raise ModelError(
-            f"arch={name} takes images of 3 channels, not {in_channels}: try arch=resnet20"
-        )
+        raise Error(f"arch={name} takes images of 3 channels, not {in_channels}: try arch=resnet20")
     network: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=num_classes)
     return network
 
@@ -139,13 +135,13 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 
 
 def check_size(name: str, network: nn.Module, image: tuple[int, int, int]) -> None:
-    """Raise ModelError where images of (C, H, W) are too small for a network."""
+    """Raise Error where images of (C, H, W) are too small for a network."""
     training = network.training
     try:
         with torch.inference_mode():
             network.eval()(torch.zeros(1, *image))
     except RuntimeError as error:
-        raise ModelError(
+        raise Error(
             f"arch={name}: images of {image[1]}x{image[2]} are too small for it; try "
             "dataset.image_size=32 or arch=resnet20"
         ) from error
@@ -156,13 +152,13 @@ def check_size(name: str, network: nn.Module, image: tuple[int, int, int]) -> No
 def torchvision_weights(name: str) -> dict[str, Tensor]:
     """torchvision's ImageNet weights of the papers' time (V1), downloaded once.
 
-    Raises ModelError for a network that it has none for, OSError or RuntimeError without a network.
+    Raises Error for a network that it has none for, OSError or RuntimeError without a network.
     """
     published = [
         n for n, make in MODELS.items() if getattr(make, "func", None) is _from_torchvision
     ]
     if name not in published:
-        raise ModelError(
+        raise Error(
             f"pretrained=torchvision: torchvision has no weights for arch={name}, only for "
             f"{', '.join(published)}"
         )
@@ -172,7 +168,7 @@ def torchvision_weights(name: str) -> dict[str, Tensor]:
 
 
 def model(name: str, num_classes: int = 10, in_channels: int = 3) -> nn.Module:
-    """A freshly initialised network. Raises ModelError with the choices for an unknown name."""
+    """A freshly initialised network. Raises Error with the choices for an unknown name."""
     if name not in MODELS:
-        raise ModelError(f"arch={name}: choose one of {', '.join(MODELS)}")
+        raise Error(f"arch={name}: choose one of {', '.join(MODELS)}")
     return MODELS[name](num_classes=num_classes, in_channels=in_channels)

@@ -12,12 +12,9 @@ from typing import Any
 import yaml
 
 from fpgm.config import completed
+from fpgm.errors import Error
 from fpgm.runs import grid
 from fpgm.runs.run import SCHEMA
-
-
-class ReportError(RuntimeError):
-    """Nothing to report, or nowhere to write it."""
 
 
 @dataclass(frozen=True)
@@ -42,14 +39,14 @@ class Missing:
 
 
 def collect(directories: Sequence[Path]) -> list[Found]:
-    """All runs in and below the directories, each once. Raises ReportError where one has none."""
+    """All runs in and below the directories, each once. Raises Error where one has none."""
     found: dict[Path, Found] = {}
     for directory in directories:
         if not directory.is_dir():
-            raise ReportError(f"{directory}: no such directory; give a run or a folder of runs")
+            raise Error(f"{directory}: no such directory; give a run or a folder of runs")
         runs = [path.parent for path in sorted(directory.rglob("config.yaml"))]
         if not runs and not grid.remembered(directory):
-            raise ReportError(f"{directory}: no runs there; each has a config.yaml")
+            raise Error(f"{directory}: no runs there; each has a config.yaml")
         for run in runs:
             found.setdefault(run.resolve(), read(run))
     return list(found.values())

@@ -7,12 +7,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from fpgm.errors import Error
 from fpgm.report.cells import cells
-from fpgm.report.collect import ReportError, collect, missing
+from fpgm.report.collect import collect, missing
 from fpgm.report.sections import html
 from fpgm.report.table import HEADER, aligned, comma_separated, left_over, markdown, row
 from fpgm.runs.files import write_text
-from fpgm.runs.grid import GridError
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -27,14 +27,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         print(report(options.directories, options.out or options.directories[0]))
-    except (ReportError, GridError) as error:
+    except Error as error:
         sys.exit(str(error))
     except OSError as error:
         sys.exit(f"{error.filename}: {error.strerror}; choose another place with --out")
 
 
 def report(directories: Sequence[Path], out: Path) -> str:
-    """Write the files into `out`; returns the terminal's table. Raises ReportError, OSError."""
+    """Write the files into `out`; returns the terminal's table. Raises Error, OSError."""
     runs = collect(directories)
     table, lacking = cells(runs), missing(directories, runs)
     out.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from fpgm.config import completed, flatten
-from fpgm.runs.run import RunError, read_config
+from fpgm.errors import Error
+from fpgm.runs.run import read_config
 
 # What a baseline need not share with the run that starts from it.
 _OF_PRUNING = (
@@ -20,7 +21,7 @@ def find_baseline(directory: Path, config: Mapping[str, Any], words: Iterable[st
     """The finished baseline of the same data set, network and seed that lies beside `directory`.
 
     words: the command line, for the command that would make one. Of several, the one that this
-    run has begun with, or the only one of as many epochs. Raises RunError where there is none, and
+    run has begun with, or the only one of as many epochs. Raises Error where there is none, and
     where it is not clear which is meant.
     """
     found = {}
@@ -37,13 +38,13 @@ def find_baseline(directory: Path, config: Mapping[str, Any], words: Iterable[st
     if len(as_long) == 1:
         return as_long[0]
     if as_long:
-        raise RunError(
+        raise Error(
             f"pretrained=baseline: could be any of {', '.join(map(str, as_long))}; name the one "
             "with pretrained=DIR"
         )
     kept = [w for w in words if w.partition("=")[0].split(".")[0].lstrip("+") not in _OF_PRUNING]
     kept.sort(key=lambda word: not word.startswith("experiment="))
-    raise RunError(
+    raise Error(
         f"pretrained=baseline: no finished run at rate=0 of arch={config['arch']} "
         f"seed={config['seed']} in {directory.parent}; make it with: "
         f"fpgm-train {' '.join([*kept, 'rate=0'])}"

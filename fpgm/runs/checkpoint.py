@@ -12,11 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fpgm.errors import CheckpointError, first_line
 from fpgm.runs.files import write_bytes
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that is missing, damaged, unsafe or of another network."""
 
 
 def write(path: Path, content: Mapping[str, Any]) -> None:
@@ -122,7 +119,3 @@ def pretrained_file(name: str) -> Path:
             f"pretrained={name}: no such file; give a run directory or a checkpoint"
         )
     return path
-
-
-def first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

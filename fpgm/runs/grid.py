@@ -19,16 +19,13 @@ from typing import Any
 
 import yaml
 
+from fpgm.errors import Error
 from fpgm.runs.files import write_text
 
 Words = list[str]
 FILE = "grid.json"
 BASELINE = "pretrained=baseline"
 _GROUPS = ("arch", "criterion", "dataset", "optimizer", "schedule")
-
-
-class GridError(ValueError):
-    """Words that no run of a grid has."""
 
 
 def run_name(words: Iterable[str]) -> str:
@@ -81,7 +78,7 @@ def chosen(rows: Sequence[Mapping[str, Any]], asked: Sequence[str]) -> list[Word
     """The runs that `asked` (one value a key) means, with the words that hold for all of them.
 
     KEY=null means those that leave a key open. None, where no run has all the words together.
-    Raises GridError for a word that no run has.
+    Raises Error for a word that no run has.
     """
     keys = {key for row in rows for key in row}
     wanted = [word for word in asked if _key(word) in keys]
@@ -91,7 +88,7 @@ def chosen(rows: Sequence[Mapping[str, Any]], asked: Sequence[str]) -> list[Word
         if not any(_says(run, word) for run in all_runs):
             own = (next((w for w in run if _same_key(w, word)), "=null") for run in all_runs)
             values = dict.fromkeys(w.partition("=")[2] for w in own)
-            raise GridError(f"{word}: not in this grid, choose one of {', '.join(values)}")
+            raise Error(f"{word}: not in this grid, choose one of {', '.join(values)}")
     return [[*run, *rest] for run in all_runs if all(_says(run, word) for word in wanted)]
 
 
@@ -122,7 +119,7 @@ def command(job: Sequence[str], jobs: Iterable[Sequence[str]]) -> str:
 
 def remember(directory: Path, jobs: Mapping[str, Words]) -> None:
     """Write into a grid's directory which runs it is to have, run directory -> words; those
-    asked for before stay. Raises OSError, GridError."""
+    asked for before stay. Raises OSError, Error."""
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / ".lock").open("w") as lock:  # of two parts started together
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -131,23 +128,21 @@ def remember(directory: Path, jobs: Mapping[str, Words]) -> None:
 
 
 def remembered(directory: Path) -> dict[str, Words]:
-    """What `remember` wrote, nothing where it did not. Raises GridError."""
+    """What `remember` wrote, nothing where it did not. Raises Error."""
     path = directory / FILE
     try:
         return dict(json.loads(path.read_text())) if path.exists() else {}
     except ValueError as error:
-        raise GridError(
-            f"{path}: damaged; delete it, the sweep's command writes it again"
-        ) from error
+        raise Error(f"{path}: damaged; delete it, the sweep's command writes it again") from error
 
 
 def check_places(jobs: Sequence[Words], places: Sequence[str]) -> None:
-    """Raise GridError where two jobs of a sweep would write into one directory."""
+    """Raise Error where two jobs of a sweep would write into one directory."""
     for place, count in Counter(places).items():
         if count > 1:
             a, b = [job for job, own in zip(jobs, places, strict=True) if own == place][:2]
             differ = " and ".join(sorted(set(a) ^ set(b)))
-            raise GridError(
+            raise Error(
                 f"{differ}: would share {place}; give each a sweep of its own with hydra.sweep.dir="
             )
 

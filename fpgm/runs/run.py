@@ -22,6 +22,7 @@ from typing import Any
 import yaml
 
 from fpgm.config import completed, differences, flatten
+from fpgm.errors import Error
 from fpgm.runs.files import uninterrupted, write_text
 
 log = logging.getLogger("fpgm")
@@ -30,15 +31,11 @@ SCHEMA = 1
 _ELSEWHERE = "choose another directory with hydra.run.dir= (of a sweep: hydra.sweep.dir=)"
 
 
-class RunError(RuntimeError):
-    """A run directory that cannot be used, with what to do about it."""
-
-
 def read_config(directory: Path) -> dict[str, Any]:
-    """The configuration that a run was started with. Raises RunError."""
+    """The configuration that a run was started with. Raises Error."""
     path = directory / "config.yaml"
     if not path.exists():
-        raise RunError(f"{directory}: no config.yaml, so it is no run directory")
+        raise Error(f"{directory}: no config.yaml, so it is no run directory")
     return completed(yaml.safe_load(path.read_text()))
 
 
@@ -92,7 +89,7 @@ class Run:
             return None
         report = json.loads(path.read_text())
         if report["schema"] != SCHEMA:
-            raise RunError(
+            raise Error(
                 f"{path}: schema {report['schema']}, this fpgm reads {SCHEMA}; install the version "
                 f"that wrote it or {_ELSEWHERE}"
             )
@@ -177,7 +174,7 @@ class Run:
             owner = os.read(self._lock, 32).decode() or "another one"
             os.close(self._lock)
             self._lock = None
-            raise RunError(
+            raise Error(
                 f"{self.directory} is in use by process {owner}: wait for it, or {_ELSEWHERE}"
             ) from error
         os.ftruncate(self._lock, 0)
@@ -192,7 +189,7 @@ class Run:
         if path.exists() and begun:
             changed = differences(read_config(self.directory), completed(self.config))
             if changed:
-                raise RunError(
+                raise Error(
                     f"{self.directory} holds a run of another configuration ({'; '.join(changed)}):"
                     f" {_ELSEWHERE}"
                 )

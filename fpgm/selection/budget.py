@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from fpgm.errors import BudgetError
+
 STEPS = 14  # halvings of [0, 1): finer than one filter of 2048 in the largest layer
 LARGEST = 0.999
-
-
-class BudgetError(ValueError):
-    """A budget that no rate meets."""
 
 
 def rate_under(limit: float, macs_at: Callable[[float], int]) -> float:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fpgm.criteria import CRITERIA, below_live
 from fpgm.criteria.evidence import DATA, NEEDS, Evidence, gather, require
+from fpgm.errors import Error
 from fpgm.graph.groups import RESIDUAL, Block, couple
 from fpgm.graph.trace import trace
 from fpgm.selection.ranking import (
@@ -23,10 +24,6 @@ from fpgm.selection.ranking import (
 )
 
 SCOPES = ("layer", "global")
-
-
-class SelectionError(ValueError):
-    """A criterion or rate that cannot be followed."""
 
 
 def kept_count(filters: int, rate: float, align: int = 1) -> int:
@@ -63,9 +60,9 @@ def select(
     ranking over the network by scores that are first normalised within each layer (see
     fpgm.selection.ranking) and that takes no layer below `floor`, a share of its filters, nor below one;
     evidence: what fpgm.evidence.gather has found, for criteria that look at more than the weight.
-    Returns convolution -> kept filters, sorted. Raises SelectionError for an unknown criterion or
+    Returns convolution -> kept filters, sorted. Raises Error for an unknown criterion or
     mode, a rate outside [0, 1) or that would leave a layer empty, and scores that are no numbers;
-    EvidenceError where the network lacks what the criterion looks at.
+    Error where the network lacks what the criterion looks at.
     """
     _check(criterion, residual, rate, scope, normalise, floor)
     blocks = list(couple(trace(model), residual).blocks if blocks is None else blocks)
@@ -133,26 +130,24 @@ def _check(
         ("normalise", normalise, NORMALISATIONS),
     ):
         if value not in known:
-            raise SelectionError(f"{key}={value}: choose one of {', '.join(known)}")
+            raise Error(f"{key}={value}: choose one of {', '.join(known)}")
     if not 0 <= rate < 1:
-        raise SelectionError(f"rate={rate}: must be at least 0 and below 1, for example rate=0.4")
+        raise Error(f"rate={rate}: must be at least 0 and below 1, for example rate=0.4")
     if scope == "layer":
         return
     if not 0 <= floor < 1:
-        raise SelectionError(f"floor={floor}: must be at least 0 and below 1, for example 0.1")
+        raise Error(f"floor={floor}: must be at least 0 and below 1, for example 0.1")
     if rate > 1 - floor + 1e-9:
-        raise SelectionError(
-            f"rate={rate}: floor={floor} lets at most {1 - floor:.4g} of the filters go"
-        )
+        raise Error(f"rate={rate}: floor={floor} lets at most {1 - floor:.4g} of the filters go")
     if criterion == "mix":
-        raise SelectionError(
+        raise Error(
             "criterion=mix: is an order of pruning within a layer, there is none over a network; "
             "scope=layer, or criterion=gm"
         )
 
 
 def kept_counts(blocks: Sequence[Block], rate: float, align: int = 1) -> list[int]:
-    """How many channels of each block stay. Raises SelectionError where a layer would be empty.
+    """How many channels of each block stay. Raises Error where a layer would be empty.
 
     It is the layer that is to have `kept_count` filters, and a layer may be made of several blocks
     (of a stream that grows by shortcuts A, the channels that were there before and the new ones).
@@ -167,7 +162,7 @@ def kept_counts(blocks: Sequence[Block], rate: float, align: int = 1) -> list[in
         layer = min((name for name, _ in block.members), key=lambda name: sizes[name])
         target = kept_count(sizes[layer], rate, align)
         if target == 0:
-            raise SelectionError(
+            raise Error(
                 f"rate={rate}: would prune all {sizes[layer]} filters of {layer}; at most "
                 f"{(sizes[layer] - 1) / sizes[layer]:.4g} leaves it one"
             )
@@ -199,12 +194,12 @@ def _scores(
     elif criterion in NEEDS:
         key = NEEDS[criterion]
         if key not in evidence:
-            raise SelectionError(f"criterion={criterion}: the evidence has no {key} of {name}")
+            raise Error(f"criterion={criterion}: the evidence has no {key} of {name}")
         extra[key] = evidence[key]
     scores = CRITERIA[criterion](weight, **options, **extra)
     # -inf is a score, that of a filter that is pruned already (see fpgm.criteria).
     if not weight.isfinite().all() or not (scores < torch.inf).all():
-        raise SelectionError(
+        raise Error(
             f"{name}: its weights, or the scores that criterion={criterion} gives them, are not "
             "finite (NaN or too large); start from other weights"
         )
@@ -212,11 +207,11 @@ def _scores(
 
 
 def _own_evidence(model: nn.Module, criterion: str, blocks: Iterable[Block]) -> Evidence:
-    """What the network itself shows, without data. Raises EvidenceError, SelectionError."""
+    """What the network itself shows, without data. Raises Error, Error."""
     layers = list(dict.fromkeys(name for block in blocks for name, _ in block.members))
     require(model, criterion, layers)
     if criterion in DATA:
-        raise SelectionError(
+        raise Error(
             f"criterion={criterion}: looks at images, give "
             f"evidence=fpgm.evidence.gather(model, [{criterion!r}], batches)"
         )
@@ -230,9 +225,9 @@ def pruned(model: nn.Module, keep: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, kept in keep.items():
         weight = getattr(modules.get(name), "weight", None)
         if not isinstance(weight, Tensor):
-            raise SelectionError(f"keep[{name!r}]: no such layer with a weight")
+            raise Error(f"keep[{name!r}]: no such layer with a weight")
         if len(kept) and not 0 <= int(kept.min()) <= int(kept.max()) < len(weight):
-            raise SelectionError(f"keep[{name!r}] has indices outside 0..{len(weight) - 1}")
+            raise Error(f"keep[{name!r}] has indices outside 0..{len(weight) - 1}")
         mask = torch.ones(len(weight), dtype=torch.bool, device=weight.device)
         masks[name] = mask.index_fill_(0, kept.to(weight.device), False)
     return masks

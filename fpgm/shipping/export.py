@@ -7,7 +7,6 @@ import importlib.util
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from fpgm.compaction.compact import compare, load
 from fpgm.config import Config
 from fpgm.data import memory as data
-from fpgm.runs import checkpoint
+from fpgm.errors import Error, ShippingError
 from fpgm.runs.run import read_config
 from fpgm.shipping.folding import fold
 
@@ -24,14 +23,10 @@ CHECKED = 256  # test images
 LARGEST = 2**20  # images in a batch; without a limit torch 2.6 does not export
 
 
-class ExportError(RuntimeError):
-    """A network that cannot be exported, or came out different."""
-
-
 def export(network: nn.Module, path: Path, image: tuple[int, int, int], dynamic: bool) -> None:
     """Write a network with folded BatchNorms to `path`, .onnx or .pt2.
 
-    image: (C, H, W); dynamic: the batch may be of any size, else it is 1. Raises ExportError.
+    image: (C, H, W); dynamic: the batch may be of any size, else it is 1. Raises ShippingError.
     """
     folded = fold(network)
     example = torch.zeros(2 if dynamic else 1, *image)
@@ -49,7 +44,7 @@ def export(network: nn.Module, path: Path, image: tuple[int, int, int], dynamic:
         assert program is not None
         program.save(path)
     except ImportError as error:
-        raise ExportError(
+        raise ShippingError(
             f"{error}; install what export needs: pip install 'fpgm[export]'"
         ) from error
 
@@ -71,12 +66,14 @@ def run_exported(path: Path, images: Tensor, dynamic: bool) -> Tensor:
 def export_run(directory: Path, kind: str, dynamic: bool) -> tuple[Path, dict[str, float]]:
     """Export a run's compact network beside it; returns the file and how far it is off.
 
-    Raises ExportError if the run is not done or the exported network differs by more than 1e-4.
+    Raises ShippingError if the run is not done or the exported network differs by more than 1e-4.
     """
     if not (directory / "report.json").exists():
-        raise ExportError(f"{directory}: no report.json, so that run is not done; finish it first")
+        raise ShippingError(
+            f"{directory}: no report.json, so that run is not done; finish it first"
+        )
     if kind == "onnx" and importlib.util.find_spec("onnxruntime") is None:
-        raise ExportError("--format onnx: needs pip install 'fpgm[export]'")
+        raise ShippingError("--format onnx: needs pip install 'fpgm[export]'")
     config = Config.of(read_config(directory))
     images = data.load(config.dataset, torch.device("cpu"))
     network = load(directory / "compact.pt")
@@ -88,7 +85,7 @@ def export_run(directory: Path, kind: str, dynamic: bool) -> tuple[Path, dict[st
         found = compare(network(some), run_exported(path, some, dynamic))
     if not found["max_abs_diff"] <= LIMIT * found["max_abs_logit"]:
         path.rename(path.with_suffix(path.suffix + ".wrong"))
-        raise ExportError(
+        raise ShippingError(
             f"{path}: differs from the torch network by {found['max_abs_diff']:.3g} of "
             f"{found['max_abs_logit']:.3g}, kept as {path.name}.wrong"
         )
@@ -102,10 +99,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--format", choices=("onnx", "pt2"), default="onnx")
     parser.add_argument("--dynamic-batch", action="store_true", help="any batch size, else 1")
     words = parser.parse_args(argv)
-    errors: tuple[Any, ...] = (ExportError, checkpoint.CheckpointError, ValueError, OSError)
     try:
         path, found = export_run(words.run, words.format, words.dynamic_batch)
-    except errors as error:
+    except (Error, OSError) as error:
         print(f"fpgm-export: {error}", file=sys.stderr)
         sys.exit(1)
     print(

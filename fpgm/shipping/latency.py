@@ -15,19 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from fpgm.compaction.compact import load
+from fpgm.errors import Error, ShippingError
 from fpgm.graph.cost import cost
 from fpgm.machine.device import environment, keep_freed_memory
-from fpgm.runs.checkpoint import CheckpointError
 from fpgm.runs.files import write_text
-from fpgm.shipping.export import ExportError
 from fpgm.shipping.runtimes import INSTALL, RUNTIMES, Runner, installed
 
 COSTLY = 5  # layers shown for each runtime and batch
 WARM_UP, ROUNDS, SECONDS = 5, 200, 6.0  # rounds end after this many seconds, but not before 10
-
-
-class LatencyError(ValueError):
-    """A measurement that cannot be made."""
 
 
 def side_by_side(runners: Sequence[Runner], batch: Tensor) -> list[list[float]]:
@@ -64,7 +59,7 @@ def measure(
                 batch = torch.randn(size, *image)
                 seconds = side_by_side(runners, batch)
             except Exception as error:  # every runtime has its own kinds
-                raise LatencyError(
+                raise ShippingError(
                     f"--batch {size}: {runtime} cannot run it ({str(error).splitlines()[0]}); try "
                     f"--batch {max(size // 2, 1)}"
                 ) from error
@@ -108,7 +103,9 @@ def latency_of_run(
 ) -> dict[str, Any]:
     """Measure a run's networks and write latency.json and latency.md into its directory."""
     if not (directory / "report.json").exists():
-        raise ExportError(f"{directory}: no report.json, so that run is not done; finish it first")
+        raise ShippingError(
+            f"{directory}: no report.json, so that run is not done; finish it first"
+        )
     keep_freed_memory()
     dense, small = load(directory / "zeroed.pt"), load(directory / "compact.pt")
     saved = torch.load(directory / "compact.pt", weights_only=True)["preprocessing"]
@@ -137,15 +134,15 @@ def main(argv: list[str] | None = None) -> None:
         runtimes = words.runtimes.split(",")
         unknown = [name for name in runtimes if name not in RUNTIMES]
         if unknown:
-            raise LatencyError(f"--runtimes {unknown[0]}: choose from {', '.join(RUNTIMES)}")
+            raise ShippingError(f"--runtimes {unknown[0]}: choose from {', '.join(RUNTIMES)}")
         if not all(size.isdigit() and int(size) > 0 for size in words.batch.split(",")):
-            raise LatencyError(f"--batch {words.batch}: whole numbers with commas, as in 1,128")
+            raise ShippingError(f"--batch {words.batch}: whole numbers with commas, as in 1,128")
         there = [name for name in runtimes if installed(name)]
         for name in set(runtimes) - set(there):
             print(f"{name} is not installed and is left out: {INSTALL[name]}", file=sys.stderr)
         sizes = [int(size) for size in words.batch.split(",")]
         result = latency_of_run(words.run, there, sizes, words.threads)
-    except (LatencyError, ExportError, CheckpointError, OSError) as error:
+    except (Error, OSError) as error:
         print(f"fpgm-latency: {error}", file=sys.stderr)
         sys.exit(1)
     print(markdown(result), end="")

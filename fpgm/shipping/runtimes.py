@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, fx, nn
 
+from fpgm.errors import ShippingError
 from fpgm.shipping.export import export
 from fpgm.shipping.folding import fold
 
@@ -27,10 +28,6 @@ Times = list[tuple[str, float]]
 
 INSTALL = {"onnxruntime": "pip install 'fpgm[export]'", "openvino": "pip install 'fpgm[latency]'"}
 PROFILED = 10  # batches, after as many to warm up
-
-
-class RuntimeMissingError(ValueError):
-    """A runtime that is not installed."""
 
 
 class Runner(Protocol):
@@ -45,9 +42,9 @@ def installed(name: str) -> bool:
 
 
 def require(name: str) -> None:
-    """Raise RuntimeMissingError, with the command that installs it, where a runtime is not."""
+    """Raise ShippingError, with the command that installs it, where a runtime is not."""
     if not installed(name):
-        raise RuntimeMissingError(f"target={name}: is not installed here: {INSTALL[name]}")
+        raise ShippingError(f"target={name}: is not installed here: {INSTALL[name]}")
 
 
 class Torch:

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from fpgm.compaction import ballast as emission
 from fpgm.compaction.compact import compact
+from fpgm.errors import ShippingError
 from fpgm.graph.cost import cost
 from fpgm.graph.groups import Block, couple
 from fpgm.graph.trace import ChannelGraph, evaluating, trace
@@ -39,10 +40,6 @@ class Form:
     name: str
     groups: tuple[emission.Group, ...]
     emit: Emit
-
-
-class TuningError(RuntimeError):
-    """Forms that cannot be timed here."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +82,9 @@ def tune_apart(
         try:
             return pool.submit(tune, model, keep, target, blocks).result()
         except BrokenProcessPool as error:
-            raise TuningError(f"target={target.runtime}: it crashed while it was timed") from error
+            raise ShippingError(
+                f"target={target.runtime}: it crashed while it was timed"
+            ) from error
 
 
 def tune(
@@ -98,7 +97,7 @@ def tune(
 
     blocks: what was decided together in the selection, by default each layer alone. Two rounds:
     which adds get a widened convolution and which keep the scatter; then, on the best of these,
-    which widths to round up. Raises ExportError, and TuningError for too large a batch.
+    which widths to round up. Raises ShippingError, and ShippingError for too large a batch.
     """
     with evaluating(model):
         graph = trace(model)
@@ -155,7 +154,7 @@ def _timed(
     try:
         seconds = side_by_side(runners, torch.randn(target.batch, *target.image))
     except Exception as error:  # every runtime has its own kinds
-        raise TuningError(
+        raise ShippingError(
             f"target_batch={target.batch}: {target.runtime} cannot run it "
             f"({str(error).splitlines()[0]}); try target_batch={max(target.batch // 2, 1)}"
         ) from error

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fpgm.errors import Error
 from fpgm.study.settings import LAYERS, NORMALISE, SCOPES, Settings
 
 TABLES = (
@@ -137,17 +138,10 @@ def main(argv: list[str] | None = None) -> None:
     words = parser().parse_args(argv)
     try:
         directory = study(words)
-    except (ValueError, OSError, RuntimeError) as error:
-        if not _expected(error):
-            raise
+    except (Error, OSError) as error:
         print(f"fpgm-study: {error}", file=sys.stderr)
         sys.exit(1)
     print(f"{directory / 'study.html'} shows it all; study.json and the CSV files hold the numbers")
-
-
-def _expected(error: Exception) -> bool:
-    """Whether an error is one that fpgm words for the reader."""
-    return isinstance(error, OSError) or type(error).__module__.startswith("fpgm.")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def silent(_: str, items: list[Any]) -> Iterable[Any]:
 
 
 def examine(subject: Subject, settings: Settings, watch: Watch = silent) -> dict[str, Any]:
-    """All numbers of a study, ready for JSON. Raises StudyError, GraphError, EvidenceError."""
+    """All numbers of a study, ready for JSON. Raises Error."""
     notes: list[str] = []
     layers, criteria, left = scored_layers(subject, settings, notes, watch)
     known = [name for name in criteria if name not in NEEDS]

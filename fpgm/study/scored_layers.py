@@ -12,8 +12,9 @@ from torch import Tensor
 from fpgm.criteria import CRITERIA
 from fpgm.criteria.evidence import DATA, NEEDS, RANK_IMAGES, gather, missing
 from fpgm.data.images import Images
+from fpgm.errors import Error
 from fpgm.study.scoring import Layer, convolutions, live_layers, score, score_with
-from fpgm.study.settings import Settings, StudyError
+from fpgm.study.settings import Settings
 from fpgm.study.subject import Subject
 
 Watch = Callable[[str, list[Any]], Iterable[Any]]  # shows how far a loop is, as tqdm does
@@ -25,13 +26,13 @@ def scored_layers(
     """The layers with their scores, the criteria that tell filters apart, and why other layers are
     left out. `notes` gets a line for all else that is left out.
 
-    Raises StudyError, GraphError, EvidenceError.
+    Raises Error.
     """
     names, left = convolutions(subject.model, settings.layers == "all")
     layers, few = live_layers(subject.model, names)
     left.update(few)
     if not layers:
-        raise StudyError(
+        raise Error(
             f"no layer to study ({_reasons(left)}); --layers all takes every convolution with 4 "
             "filters or more"
         )
@@ -53,7 +54,7 @@ def _chosen(settings: Settings, subject: Subject, notes: list[str]) -> list[str]
     for name in settings.criteria:
         if name not in CRITERIA:
             choices = ", ".join(c for c in CRITERIA if c != "mix")
-            raise StudyError(f"--criteria {name}: choose from {choices}")
+            raise Error(f"--criteria {name}: choose from {choices}")
     wanted = settings.criteria or tuple(name for name in CRITERIA if name not in ("mix", "random"))
     without = [name for name in wanted if name in DATA and subject.images is None]
     if without:
@@ -121,7 +122,7 @@ def _telling(layers: list[Layer], criteria: list[str], notes: list[str]) -> list
         elif scored:
             notes.append(f"{name} (all filters of a layer have one score)")
     if not some:
-        raise StudyError(
+        raise Error(
             f"--criteria {','.join(criteria)}: none of them can score this network; try l1,l2,gm"
         )
     return some

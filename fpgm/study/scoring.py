@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from fpgm.criteria import CRITERIA
+from fpgm.errors import Error
 from fpgm.graph.groups import couple
 from fpgm.graph.trace import trace
 from fpgm.selection.ranking import levelled
 from fpgm.study.agreement import Array
-from fpgm.study.settings import StudyError
 
 LEAST = 4  # filters that a ranking needs to say anything
 Evidence = Mapping[str, Mapping[str, Tensor]]  # layer -> keyword of a criterion -> (N,)
@@ -69,7 +69,7 @@ def convolutions(model: nn.Module, everything: bool) -> tuple[list[str], dict[st
 def live_layers(model: nn.Module, names: Iterable[str]) -> tuple[list[Layer], dict[str, str]]:
     """The layers that can be ranked, and why the others cannot. Zero filters are left out.
 
-    Raises StudyError that names the first layer with a weight that is no number.
+    Raises Error that names the first layer with a weight that is no number.
     """
     layers, left = [], {}
     for name in names:
@@ -78,7 +78,7 @@ def live_layers(model: nn.Module, names: Iterable[str]) -> tuple[list[Layer], di
         weight = weight.detach().float().cpu()
         if not weight.isfinite().all():
             bad = int((~weight.isfinite()).sum())
-            raise StudyError(
+            raise Error(
                 f"{name}: {bad} of its {weight.numel()} weights are nan or infinite; the run that "
                 "wrote them diverged, study an earlier checkpoint"
             )

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from fpgm.errors import Error
+
 NORMALISE = ("none", "mean", "l2", "rank")
 SCOPES = ("layer", "global")
 LAYERS = ("prunable", "all")
-
-
-class StudyError(ValueError):
-    """Something that cannot be studied, and what would do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +52,7 @@ class Settings:
     def __post_init__(self) -> None:
         problem = next(_problems(self), None)
         if problem is not None:
-            raise StudyError(problem)
+            raise Error(problem)
 
 
 def _problems(s: Settings) -> Iterator[str]:

@@ -13,14 +13,13 @@ from torch import Tensor, nn
 
 from fpgm.compaction.compact import load
 from fpgm.config import Dataset
-from fpgm.data.folder import DataError
 from fpgm.data.images import Images
 from fpgm.data.memory import load as load_data
+from fpgm.errors import CheckpointError, Error, first_line
 from fpgm.networks import models
 from fpgm.runs import checkpoint
-from fpgm.runs.run import RunError, read_config
-from fpgm.study.settings import StudyError
-from fpgm.typed import ConfigError, build
+from fpgm.runs.run import read_config
+from fpgm.typed import build
 
 
 @dataclass(frozen=True)
@@ -42,14 +41,14 @@ def find(
     seed: int,
     want_images: bool,
 ) -> Subject:
-    """The network of a run directory, a checkpoint, or a name. Raises StudyError and those of what
-    it reads: CheckpointError, ModelError, RunError, ConfigError."""
+    """The network of a run directory, a checkpoint, or a name. Raises Error and those of what
+    it reads."""
     if path is None:
         if arch is None:
-            raise StudyError("give a run directory, a checkpoint, or --arch, as in --arch resnet50")
+            raise Error("give a run directory, a checkpoint, or --arch, as in --arch resnet50")
         source, model = _by_name(arch, weights, seed)
     elif weights is not None:
-        raise StudyError(f"--weights {weights}: only with --arch and without {path}")
+        raise Error(f"--weights {weights}: only with --arch and without {path}")
     else:
         source, model = _from_disk(path, arch)
     images, reason = None, Subject.no_images
@@ -65,18 +64,18 @@ def _by_name(arch: str, weights: str | None, seed: int) -> tuple[str, nn.Module]
     if weights is None:
         return f"{arch}, random start, seed {seed}", _build(arch)
     if weights != "torchvision":
-        raise StudyError(
+        raise Error(
             f"--weights {weights}: only torchvision; give a checkpoint in place of a run directory"
         )
     if arch not in torchvision.models.list_models(module=torchvision.models):
-        raise StudyError(f"--weights torchvision: torchvision has no network called {arch}")
+        raise Error(f"--weights torchvision: torchvision has no network called {arch}")
     choices = torchvision.models.get_model_weights(arch)
     chosen = getattr(choices, "IMAGENET1K_V1", None) or choices.DEFAULT
     try:
         model: nn.Module = torchvision.models.get_model(arch, weights=chosen)
     except (OSError, RuntimeError) as error:
-        raise StudyError(
-            f"--weights torchvision: the download failed ({checkpoint.first_line(error)}); put "
+        raise Error(
+            f"--weights torchvision: the download failed ({first_line(error)}); put "
             "the file where torch.hub looks for it, or give a checkpoint"
         ) from error
     return f"{arch}, torchvision's {chosen}", model
@@ -89,7 +88,7 @@ def _build(arch: str, num_classes: int = 10, in_channels: int = 3) -> nn.Module:
     names = torchvision.models.list_models(module=torchvision.models)
     if arch not in names:
         own = ", ".join(models.MODELS)
-        raise StudyError(f"--arch {arch}: choose one of {own}, or another of torchvision's")
+        raise Error(f"--arch {arch}: choose one of {own}, or another of torchvision's")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about initialisations that will change
         model: nn.Module = torchvision.models.get_model(arch, weights=None, num_classes=num_classes)
@@ -100,18 +99,16 @@ def _from_disk(path: Path, arch: str | None) -> tuple[str, nn.Module]:
     if path.is_dir():
         read_config(path)
         if not (path / "zeroed.pt").exists():
-            raise StudyError(
-                f"{path}: no zeroed.pt there, so that run is not done; finish it first"
-            )
+            raise Error(f"{path}: no zeroed.pt there, so that run is not done; finish it first")
         return f"{path}, zeroed.pt", load(path / "zeroed.pt")
     content = checkpoint.read(path)
     if arch is None:
         if "arch" not in content:
-            raise StudyError(f"{path}: a plain state_dict; name its network, as in --arch resnet56")
+            raise Error(f"{path}: a plain state_dict; name its network, as in --arch resnet56")
         return str(path), load(path)
     state = content.get("state_dict", content)
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise checkpoint.CheckpointError(f"{path}: holds no state_dict of a network")
+        raise CheckpointError(f"{path}: holds no state_dict of a network")
     model = _build(arch, *_sizes(path, state))
     checkpoint.load_weights(model, path)
     return f"{path}, {arch}", model
@@ -122,7 +119,7 @@ def _sizes(path: Path, state: Mapping[str, Tensor]) -> tuple[int, int]:
     convolutions = [v for v in state.values() if v.ndim == 4]
     last = [v for k, v in state.items() if k.endswith("weight") and v.ndim == 2]
     if not convolutions or not last:
-        raise StudyError(f"{path}: no convolutions and linear layer in it")
+        raise Error(f"{path}: no convolutions and linear layer in it")
     return len(last[-1]), convolutions[0].shape[1]
 
 
@@ -144,7 +141,7 @@ def _images(
     if where is None:
         return None, Subject.no_images
     if not where.is_dir():
-        raise StudyError(f"--data {where}: no such directory; a run directory, or one with train/*")
+        raise Error(f"--data {where}: no such directory; a run directory, or one with train/*")
     try:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if (where / "config.yaml").exists():
@@ -155,31 +152,31 @@ def _images(
             root=str(where), pad=0, flip=False, workers=None, on_error="stop",
         )  # fmt: skip
         return load_data(dataset, device), ""
-    except (DataError, RunError, OSError) as error:
-        return None, f"the images of {where} cannot be read ({checkpoint.first_line(error)})"
+    except (Error, OSError) as error:
+        return None, f"the images of {where} cannot be read ({first_line(error)})"
 
 
 def _dataset_of(run: Path) -> Dataset:
-    """What a run learned from. Raises ConfigError; other keys may be those of another version."""
+    """What a run learned from. Raises Error; other keys may be those of another version."""
     errors: list[str] = []
     dataset = build(Dataset, read_config(run).get("dataset", {}), "dataset.", errors)
     if dataset is None or errors:
-        raise ConfigError(f"{run / 'config.yaml'}: {errors[0]}")
+        raise Error(f"{run / 'config.yaml'}: {errors[0]}")
     return dataset
 
 
 def _check(model: nn.Module, images: Images) -> None:
-    """Raise StudyError where the network does not take these images or has other classes."""
+    """Raise Error where the network does not take these images or has other classes."""
     shape = "x".join(map(str, images.image_shape))
     model.eval()
     try:
         with torch.inference_mode():
             outputs = model(torch.zeros(2, *images.image_shape))
     except RuntimeError as error:
-        raise StudyError(
-            f"--data: the network does not take images of {shape} ({checkpoint.first_line(error)})"
+        raise Error(
+            f"--data: the network does not take images of {shape} ({first_line(error)})"
         ) from error
     if outputs.shape[1] != len(images.classes):
-        raise StudyError(
+        raise Error(
             f"--data: {len(images.classes)} classes there, the network tells {outputs.shape[1]}"
         )

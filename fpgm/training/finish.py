@@ -9,16 +9,16 @@ import torch
 from torch import nn
 
 from fpgm.compaction.compact import compact, compare, equivalence
+from fpgm.errors import Error, ShippingError
 from fpgm.graph.cost import cost, paper_reduction
 from fpgm.graph.trace import trace
 from fpgm.machine.device import environment
 from fpgm.runs import checkpoint
 from fpgm.selection.ranking import at_floor
 from fpgm.shipping import tuning
-from fpgm.shipping.export import ExportError
 from fpgm.training import result
 from fpgm.training.evaluate import accuracy, logits, recalibrate
-from fpgm.training.task import Job, TrainingError
+from fpgm.training.task import Job
 
 MANY_CLASSES = 100  # with which a top-5 accuracy says something
 FLOAT32, FLOAT64 = 1e-5, 1e-12  # how far equal networks may lie apart, of the largest output
@@ -72,7 +72,7 @@ def proven(job: Job, small: nn.Module, measured: dict[str, float]) -> list[str]:
     """What is to be said of a difference that compare() has `measured` in float32, if anything.
 
     A network that cancels large numbers makes rounding larger than the limit; float64, on some of
-    the images, tells rounding from a mistake. Raises TrainingError where the networks differ.
+    the images, tells rounding from a mistake. Raises Error where the networks differ.
     """
     if measured["max_abs_diff"] <= FLOAT32 * measured["max_abs_logit"]:
         return []
@@ -85,7 +85,7 @@ def proven(job: Job, small: nn.Module, measured: dict[str, float]) -> list[str]:
     exact = equivalence(doubles[0], doubles[1], images.double())
     if exact["max_abs_diff"] <= FLOAT64 * exact["max_abs_logit"]:
         return [f"{said}: rounding, by {exact['max_abs_diff']:.1g} in float64"]
-    raise TrainingError(
+    raise Error(
         f"{said}, and by {exact['max_abs_diff']:.3g} in float64: no report; both networks are"
         f" kept in {job.directory}"
     )
@@ -103,7 +103,7 @@ def tune_for(job: Job) -> tuple[tuning.Tuned | None, list[str]]:
     model = copy.deepcopy(job.model).cpu()
     try:
         return tuning.tune_apart(model, job.pruning.keep, runtime, job.pruning.couples.blocks), []
-    except (tuning.TuningError, ExportError) as error:
+    except ShippingError as error:
         return None, [f"not tuned, and maybe slower than the dense network: {error}"]
 
 

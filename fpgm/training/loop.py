@@ -15,16 +15,9 @@ from tqdm import tqdm
 
 from fpgm.config import Config
 from fpgm.data.images import summary
+from fpgm.errors import Error, first_line
 from fpgm.machine.device import autocast, precision_name
-from fpgm.machine.ranks import (
-    ALONE,
-    RankError,
-    Ranks,
-    check_batch,
-    from_first,
-    mean,
-    share_buffers,
-)
+from fpgm.machine.ranks import ALONE, Ranks, check_batch, from_first, mean, share_buffers
 from fpgm.methods.schedules import learning_rate, masked
 from fpgm.runs import checkpoint
 from fpgm.runs.run import Run
@@ -32,7 +25,7 @@ from fpgm.shipping.runtimes import require
 from fpgm.training import result
 from fpgm.training.evaluate import accuracy, logits
 from fpgm.training.finish import deliver, expected_macs
-from fpgm.training.task import Job, TrainingError, load_images, prepare
+from fpgm.training.task import Job, load_images, prepare
 
 log = logging.getLogger("fpgm")
 
@@ -40,7 +33,7 @@ log = logging.getLogger("fpgm")
 def train(config: Config, run: Run, ranks: Ranks = ALONE) -> dict[str, Any] | None:
     """Take a run from where it stands to its report; None on ranks that write nothing.
 
-    Raises TrainingError, DataError, MachineError, RankError, CheckpointError, OSError; all that was
+    Raises Error, OSError; all that was
     written until then stays, and the same call goes on from there.
     """
     if config.tune:
@@ -149,8 +142,8 @@ def one_epoch(job: Job, epoch: int) -> dict[str, Any]:
 def train_epoch(job: Job, epoch: int, lr: float) -> dict[str, float]:
     """One pass over the training images.
 
-    Returns the mean loss and the seconds that were spent waiting for images. Raises TrainingError
-    where the loss is not finite or the memory does not suffice, RankError where a process is lost.
+    Returns the mean loss and the seconds that were spent waiting for images. Raises Error
+    where the loss is not finite or the memory does not suffice, Error where a process is lost.
     """
     config = job.config
     # Everything random in an epoch follows from the seed and its number, so that a resumed run
@@ -199,11 +192,11 @@ def _step(
     except RuntimeError as error:
         # gloo says only that; with nccl there is a class for it, and much else can go wrong.
         lost = RuntimeError if job.device.type == "cpu" else torch.distributed.DistError
-        if job.ranks.world == 1 or isinstance(error, TrainingError) or not isinstance(error, lost):
+        if job.ranks.world == 1 or isinstance(error, Error) or not isinstance(error, lost):
             raise
-        raise RankError(
+        raise Error(
             f"epoch {epoch + 1}, {where}: another process is lost "
-            f"({checkpoint.first_line(error)}); the same command goes on after epoch {epoch}"
+            f"({first_line(error)}); the same command goes on after epoch {epoch}"
         ) from error
     job.pruning.after_backward(frozen)
     with _memory(job):  # the first step makes the momentum
@@ -219,17 +212,17 @@ def _memory(job: Job) -> Iterator[None]:
         raise _too_large(job) from error
 
 
-def _not_finite(job: Job, epoch: int, where: str) -> TrainingError:
+def _not_finite(job: Job, epoch: int, where: str) -> Error:
     lr = job.config.optimizer.lr
     kept = f"epoch {epoch} is kept in {job.directory}" if epoch else "nothing was lost"
-    return TrainingError(
+    return Error(
         f"the loss is not finite at epoch {epoch + 1}, {where} (optimizer.lr={lr:g}): try "
         f"optimizer.lr={lr / 10:g} in a new directory; {kept}"
     )
 
 
-def _too_large(job: Job) -> TrainingError:
+def _too_large(job: Job) -> Error:
     size, world = job.config.batch_size, job.ranks.world
     half = size // 2 // world * world  # all processes get the same share
     cure = f"try batch_size={half} in a new directory" if half else "it needs a GPU with more"
-    return TrainingError(f"batch_size={size}: does not fit into the GPU's memory; {cure}")
+    return Error(f"batch_size={size}: does not fit into the GPU's memory; {cure}")

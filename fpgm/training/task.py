@@ -14,16 +14,13 @@ from torch import nn
 from fpgm.config import Config
 from fpgm.data import memory as data
 from fpgm.data.images import Images
+from fpgm.errors import CheckpointError, first_line
 from fpgm.machine.device import choose_device, choose_precision, keep_freed_memory
 from fpgm.machine.ranks import ALONE, Ranks, check_agreement, from_first, spread
 from fpgm.methods.compacted import Compacted, compacted
 from fpgm.methods.zeroing import Pruning
 from fpgm.networks import models
 from fpgm.runs import checkpoint
-
-
-class TrainingError(RuntimeError):
-    """A run that cannot go on; what was written stays."""
 
 
 @dataclass
@@ -96,7 +93,7 @@ class Job:
     def select_again(self, epoch: int) -> dict[str, Any]:
         """Select and zero after an epoch, as the schedule says; what is trained follows.
 
-        Returns the facts of Pruning.after_epoch. Raises RankError where the processes do not agree.
+        Returns the facts of Pruning.after_epoch. Raises Error where the processes do not agree.
         """
         facts = self.pruning.after_epoch(epoch)
         check_agreement(self.pruning.keep, self.ranks)
@@ -119,7 +116,7 @@ class Job:
 
 
 def load_images(config: Config, ranks: Ranks = ALONE) -> Images:
-    """The run's data set, on its device. Raises DataError, MachineError."""
+    """The run's data set, on its device. Raises Error."""
     device = choose_device(config.device)
     # The others wait until the first has downloaded or decoded what is then there for all.
     images = data.load(config.dataset, device) if ranks.first else None
@@ -172,8 +169,8 @@ def load_pretrained(model: nn.Module, arch: str, name: str) -> None:
     try:
         weights = models.torchvision_weights(arch)
     except (OSError, RuntimeError) as error:
-        raise checkpoint.CheckpointError(
-            f"pretrained=torchvision: the download failed ({checkpoint.first_line(error)}); put "
+        raise CheckpointError(
+            f"pretrained=torchvision: the download failed ({first_line(error)}); put "
             "the file where torch.hub looks for it, or give a checkpoint"
         ) from error
     checkpoint.fit(model, weights, f"pretrained=torchvision, {arch}")

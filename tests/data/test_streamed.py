@@ -10,11 +10,11 @@ import torch
 from test_cli import report, run
 
 from fpgm.config import Dataset
-from fpgm.data.folder import DataError, open_image
+from fpgm.data.folder import open_image
 from fpgm.data.memory import load
+from fpgm.errors import CheckpointError, DataError, Error
 from fpgm.machine.ranks import Ranks
 from fpgm.networks import models
-from fpgm.runs.checkpoint import CheckpointError
 from fpgm.training.task import load_pretrained
 
 CPU = torch.device("cpu")
@@ -119,7 +119,7 @@ def test_torchvision_s_weights_are_loaded_where_they_can_be_had(
     assert torch.equal(ours.conv1.weight, theirs.conv1.weight)
     with pytest.raises(CheckpointError, match=r"pretrained=torchvision, resnet18: .* fc.weight"):
         load_pretrained(models.model("resnet18", num_classes=10), "resnet18", "torchvision")
-    with pytest.raises(models.ModelError, match=r"no weights for arch=resnet20, only for resnet18"):
+    with pytest.raises(Error, match=r"no weights for arch=resnet20, only for resnet18"):
         load_pretrained(models.model("resnet20"), "resnet20", "torchvision")
 
     def offline(*_: object, **__: object) -> None:

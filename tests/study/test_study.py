@@ -13,17 +13,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from networks import randomised
 from scipy import stats
 from torch import Tensor, nn
+from zoo import randomised
 
 import fpgm
 from fpgm.config import Dataset
 from fpgm.data.memory import load as load_data
+from fpgm.errors import Error
 from fpgm.study.command import main, write
 from fpgm.study.examine import examine
 from fpgm.study.scoring import live_layers
-from fpgm.study.settings import Settings, StudyError
+from fpgm.study.settings import Settings
 from fpgm.study.subject import Subject, find
 
 ROOT = Path(__file__).parent.parent
@@ -194,17 +195,17 @@ def test_what_cannot_be_studied_is_named_and_the_rest_goes_on() -> None:
 
 def test_what_cannot_be_studied_at_all_says_why() -> None:
     model = two()
-    with pytest.raises(StudyError, match="--criteria l3: choose from l1, l2"):
+    with pytest.raises(Error, match="--criteria l3: choose from l1, l2"):
         study(model, criteria=("l1", "l3"))
-    with pytest.raises(StudyError, match="mix"):
+    with pytest.raises(Error, match="mix"):
         study(model, criteria=("mix",))
-    with pytest.raises(StudyError, match="none of them can score"):
+    with pytest.raises(Error, match="none of them can score"):
         study(two(norm=False), criteria=("bn_gamma",))
-    with pytest.raises(StudyError, match=r"no layer to study .*3 filters"):
+    with pytest.raises(Error, match=r"no layer to study .*3 filters"):
         study(two(widths=(3, 3)))
     with torch.no_grad():
         model.second.weight[0, 0, 0, 0] = torch.nan
-    with pytest.raises(StudyError, match="second: 1 of its 1080 weights are nan"):
+    with pytest.raises(Error, match="second: 1 of its 1080 weights are nan"):
         study(model)
 
 
@@ -215,9 +216,7 @@ def test_what_cannot_be_studied_at_all_says_why() -> None:
 )  # fmt: skip
 def test_settings_out_of_range_name_their_flag(wrong: dict) -> None:
     (key,) = wrong
-    with pytest.raises(
-        StudyError, match="--" + {"scopes": "scope"}.get(key, key).replace("_", "-")
-    ):
+    with pytest.raises(Error, match="--" + {"scopes": "scope"}.get(key, key).replace("_", "-")):
         Settings(**wrong)
 
 

@@ -24,10 +24,10 @@ from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import fpgm
+from fpgm.errors import CheckpointError, Error
 from fpgm.runs import checkpoint
-from fpgm.runs.checkpoint import CheckpointError
 from fpgm.runs.files import uninterrupted, write_text
-from fpgm.runs.run import Run, RunError
+from fpgm.runs.run import Run
 
 CONFIG = {"rate": 0.4, "optimizer": {"lr": 0.1}}
 
@@ -45,7 +45,7 @@ def test_same_directory_with_another_configuration_lists_the_differing_keys(tmp_
     with Run(tmp_path, CONFIG):
         pass
     other = {"rate": 0.3, "optimizer": {"lr": 0.1}, "seed": 1}
-    with pytest.raises(RunError, match=r"rate: 0.4 -> 0.3; seed: None -> 1"), Run(tmp_path, other):
+    with pytest.raises(Error, match=r"rate: 0.4 -> 0.3; seed: None -> 1"), Run(tmp_path, other):
         pass
 
 
@@ -61,7 +61,7 @@ def test_second_process_in_the_same_directory_is_refused(tmp_path: Path) -> None
     owner = context.Process(target=hold, args=(tmp_path, held, done))
     owner.start()
     assert held.wait(60)
-    with pytest.raises(RunError, match=f"in use by process {owner.pid}"), Run(tmp_path, CONFIG):
+    with pytest.raises(Error, match=f"in use by process {owner.pid}"), Run(tmp_path, CONFIG):
         pass
     owner.kill()  # a killed owner leaves no claim behind
     owner.join()
@@ -91,7 +91,7 @@ def test_history_and_report_are_written_as_promised(tmp_path: Path) -> None:
 def test_report_of_a_newer_schema_is_not_misread(tmp_path: Path) -> None:
     with Run(tmp_path, CONFIG) as run:
         write_text(tmp_path / "report.json", '{"schema": 99}')
-        with pytest.raises(RunError, match="schema 99, this fpgm reads 1"):
+        with pytest.raises(Error, match="schema 99, this fpgm reads 1"):
             _ = run.report
 
 
@@ -317,7 +317,7 @@ def test_run_of_an_earlier_version_goes_on_and_its_settings_are_what_they_were(
     with Run(tmp_path, new) as run:
         assert run.report == {"schema": 1}
     with (
-        pytest.raises(RunError, match="scope: layer -> global"),
+        pytest.raises(Error, match="scope: layer -> global"),
         Run(tmp_path, {**new, "scope": "global"}),
     ):
         pass

@@ -11,10 +11,11 @@ from torch import nn
 import fpgm
 from fpgm.criteria import CRITERIA
 from fpgm.criteria.evidence import NEEDS
+from fpgm.errors import Error
 from fpgm.graph.groups import couple
 from fpgm.graph.trace import trace
 from fpgm.selection.ranking import pruned_count
-from fpgm.selection.select import SelectionError, pruned, select, zero_
+from fpgm.selection.select import pruned, select, zero_
 
 
 class Two(nn.Module):
@@ -45,7 +46,7 @@ def test_count_is_the_exact_floor_of_filters_times_rate(filters: int, percent: i
 def test_every_criterion_prunes_the_count_asked_for(rate: float, criterion: str) -> None:
     model = Two()
     if pruned_count(10, rate) == 10:
-        with pytest.raises(SelectionError, match="would prune all 10 filters of first"):
+        with pytest.raises(Error, match="would prune all 10 filters of first"):
             select(model, criterion, rate, evidence=EVIDENCE)
         return
     for kept in select(model, criterion, rate, evidence=EVIDENCE).values():
@@ -80,7 +81,7 @@ def test_equal_filters_are_ties_whatever_the_rounding_of_their_scores() -> None:
     ],
 )
 def test_zeroing_what_is_not_there_is_refused(keep, message: str) -> None:
-    with pytest.raises(SelectionError, match=message):
+    with pytest.raises(Error, match=message):
         zero_(Two(), keep)
 
 
@@ -107,12 +108,12 @@ def test_zeroing_touches_only_the_filters_that_are_not_kept() -> None:
 
 @pytest.mark.parametrize("rate", [-0.1, 1.0, 1.5, float("nan")])
 def test_rate_outside_its_range_is_refused(rate: float) -> None:
-    with pytest.raises(SelectionError, match="at least 0 and below 1"):
+    with pytest.raises(Error, match="at least 0 and below 1"):
         select(Two(), "gm", rate)
 
 
 def test_unknown_criterion_lists_the_choices() -> None:
-    with pytest.raises(SelectionError, match="criterion=foo: choose one of l1, l2, gm"):
+    with pytest.raises(Error, match="criterion=foo: choose one of l1, l2, gm"):
         select(Two(), "foo", 0.5)
 
 

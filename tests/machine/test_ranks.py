@@ -21,8 +21,9 @@ from test_config import compose
 from test_streaming import WORDS as STREAMED
 
 from fpgm.config import Config
+from fpgm.errors import Error
 from fpgm.machine.device import ranks as distributed
-from fpgm.machine.ranks import RankError, Ranks, check_agreement, check_batch
+from fpgm.machine.ranks import Ranks, check_agreement, check_batch
 from fpgm.runs.checkpoint import read
 from fpgm.training.loop import resume
 from fpgm.training.task import Job, load_images, prepare
@@ -159,7 +160,7 @@ def _rank_one(parent: int) -> int:
 
 
 def test_a_batch_that_cannot_be_dealt_out_is_named() -> None:
-    with pytest.raises(RankError, match=r"batch_size=128: .* for example batch_size=126"):
+    with pytest.raises(Error, match=r"batch_size=128: .* for example batch_size=126"):
         check_batch(128, Ranks(0, 3))
 
 
@@ -168,7 +169,7 @@ def test_ranks_that_select_differently_are_stopped(monkeypatch: pytest.MonkeyPat
         found[:] = [own, "other"]
 
     monkeypatch.setattr(distributed.dist, "all_gather_object", gather)
-    with pytest.raises(RankError, match="rank 1 has selected other filters than rank 0"):
+    with pytest.raises(Error, match="rank 1 has selected other filters than rank 0"):
         check_agreement({"conv1": torch.arange(3)}, Ranks(0, 2))
 
 
@@ -177,5 +178,5 @@ def test_more_processes_than_gpus_get_a_line(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(RankError, match=r"process 2 .* there are 1; --nproc-per-node=1"):
+    with pytest.raises(Error, match=r"process 2 .* there are 1; --nproc-per-node=1"):
         distributed.join("cuda")

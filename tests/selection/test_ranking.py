@@ -8,10 +8,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import randomised
+from zoo import randomised
 
 import fpgm
 from fpgm.compaction.compact import compact
+from fpgm.errors import Error
 from fpgm.graph.groups import RESIDUAL, Block, couple
 from fpgm.graph.trace import trace
 from fpgm.selection.ranking import (
@@ -23,7 +24,7 @@ from fpgm.selection.ranking import (
     normalised,
     pruned_count,
 )
-from fpgm.selection.select import SelectionError, select, zero_
+from fpgm.selection.select import select, zero_
 
 MODEL = randomised(fpgm.model("resnet20"), 0)
 BLOCKS = {mode: couple(trace(MODEL), mode).blocks for mode in RESIDUAL}
@@ -177,7 +178,7 @@ def test_globally_pruned_network_is_compacted_exactly() -> None:
     ],
 )
 def test_what_one_ranking_cannot_do_is_refused_in_a_line(options: dict, message: str) -> None:
-    with pytest.raises(SelectionError, match=message) as caught:
+    with pytest.raises(Error, match=message) as caught:
         select(MODEL, **options)
     assert "\n" not in str(caught.value)
 
@@ -186,5 +187,5 @@ def test_what_one_ranking_cannot_do_is_refused_in_a_line(options: dict, message:
 def test_weights_that_are_no_numbers_are_named(criterion: str) -> None:
     model = copy.deepcopy(MODEL)
     model.layer2[1].conv2.weight.data[3, 1] = torch.nan
-    with pytest.raises(SelectionError, match=r"layer2.1.conv2: its weights"):
+    with pytest.raises(Error, match=r"layer2.1.conv2: its weights"):
         select(model, criterion, 0.3)

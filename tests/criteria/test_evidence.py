@@ -10,13 +10,14 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import Overwrites, randomised
 from torch import Tensor, nn
+from zoo import Overwrites, randomised
 
 import fpgm
 from fpgm.config import DATA_DRIVEN
 from fpgm.criteria import CRITERIA, apoz, bn_gamma, hrank, taylor, tie_rate
-from fpgm.criteria.evidence import DATA, NEEDS, RANK_IMAGES, EvidenceError, gather, missing, require
+from fpgm.criteria.evidence import DATA, NEEDS, RANK_IMAGES, gather, missing, require
+from fpgm.errors import Error
 
 seeds = st.integers(0, 2**31)
 ALL = sorted(NEEDS)
@@ -224,7 +225,7 @@ def test_layers_without_batchnorm_are_named_and_the_rest_scored() -> None:
     found = gather(model, ["bn_gamma"])
     assert found["features.0"] == {}
     assert set(found["features.3"]) == {"gamma"}
-    with pytest.raises(EvidenceError, match=r"bn_gamma: needs a BatchNorm .* behind features.0;"):
+    with pytest.raises(Error, match=r"bn_gamma: needs a BatchNorm .* behind features.0;"):
         require(model, "bn_gamma")
     require(model, "bn_gamma", ["features.3"])
 
@@ -253,10 +254,10 @@ def test_inplace_relus_show_what_they_wrote_and_not_what_came_later() -> None:
 def test_missing_images_and_nan_are_said_in_one_line(name: str) -> None:
     model = network(0)
     for none in (None, []):
-        with pytest.raises(EvidenceError, match=f"criterion={name}: needs images"):
+        with pytest.raises(Error, match=f"criterion={name}: needs images"):
             gather(model, [name], none)
     model.up.weight.data[2, 0, 0, 0] = torch.nan
-    with pytest.raises(EvidenceError, match="not finite") as caught:
+    with pytest.raises(Error, match="not finite") as caught:
         gather(model, [name], batches(0))
     assert "\n" not in str(caught.value)
 

@@ -10,10 +10,10 @@ import torch
 from test_schedules import FROZEN, config
 
 from fpgm.config import Config
+from fpgm.errors import Error
 from fpgm.runs.run import Run
 from fpgm.training import finish as delivery
 from fpgm.training.loop import train
-from fpgm.training.task import TrainingError
 
 
 def digits(tmp_path: Path) -> dict[str, Any] | None:
@@ -47,7 +47,7 @@ def test_a_mistake_in_the_compact_network_ends_the_run_and_keeps_both_networks(
         return small
 
     monkeypatch.setattr(delivery, "compact", wrong)
-    with pytest.raises(TrainingError, match="in float64: no report; both networks are kept in"):
+    with pytest.raises(Error, match="in float64: no report; both networks are kept in"):
         digits(tmp_path)
     assert not (tmp_path / "report.json").exists()
     assert (tmp_path / "zeroed.pt").exists()

@@ -10,15 +10,16 @@ import torch
 import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import randomised
+from zoo import randomised
 
 import fpgm
 from fpgm.compaction.compact import compact, equivalence
+from fpgm.errors import BudgetError, Error
 from fpgm.graph.groups import RESIDUAL, couple
 from fpgm.graph.trace import trace
 from fpgm.networks.layers import Expand, Pick
-from fpgm.selection.budget import BudgetError, rate_nearest, rate_under
-from fpgm.selection.select import SelectionError, kept_count, kept_counts
+from fpgm.selection.budget import rate_nearest, rate_under
+from fpgm.selection.select import kept_count, kept_counts
 
 TORCHVISION = (
     "resnet18", "vgg11_bn", "densenet121", "googlenet", "mobilenet_v2", "mobilenet_v3_small",
@@ -166,7 +167,7 @@ def test_alignment_stays_nearest_to_the_reduction_asked_for() -> None:
 
 
 def test_unknown_mode_lists_the_choices() -> None:
-    with pytest.raises(SelectionError, match="choose one of independent, shared, inner"):
+    with pytest.raises(Error, match="choose one of independent, shared, inner"):
         fpgm.select(RESNET20, "gm", 0.4, "both")
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import randomised
+from zoo import randomised
 
 import fpgm
 from fpgm.config import Config, Criterion, Dataset, Optimizer, Schedule

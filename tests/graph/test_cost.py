@@ -7,8 +7,8 @@ import io
 
 import pytest
 import torch
-from networks import Mysterious, zeroed
 from torch.utils.flop_counter import FlopCounterMode
+from zoo import Mysterious, zeroed
 
 import fpgm
 from fpgm.compaction.compact import compact

@@ -23,9 +23,10 @@ from test_config import compose
 
 from fpgm import page
 from fpgm.config import Config
+from fpgm.errors import Error
 from fpgm.report import paper
 from fpgm.report.cells import Spread, cells
-from fpgm.report.collect import ReportError, collect
+from fpgm.report.collect import collect
 from fpgm.report.command import main, report
 from fpgm.report.plots import pareto
 from fpgm.runs import grid
@@ -377,5 +378,5 @@ def test_unreadable_config_is_named_not_fatal(tmp_path: Path) -> None:
 def test_directory_given_twice_counts_once(tmp_path: Path) -> None:
     seeds(tmp_path, "rate=0.4")
     assert len(collect([tmp_path, tmp_path])) == 3
-    with pytest.raises(ReportError):
+    with pytest.raises(Error):
         collect([tmp_path, tmp_path / "none"])

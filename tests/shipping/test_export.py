@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from networks import Odd, zeroed
 from torch import nn
+from zoo import Odd, zeroed
 
 import fpgm
 from fpgm.compaction.compact import compact, equivalence
+from fpgm.errors import ShippingError
 from fpgm.runs import checkpoint
 from fpgm.shipping import export as exporting
 from fpgm.shipping import latency as timing
@@ -76,7 +77,7 @@ def test_export_of_a_wrong_network_is_noticed(
 ) -> None:
     right = exporting.run_exported
     monkeypatch.setattr(exporting, "run_exported", lambda *args: right(*args) * 1.01)
-    with pytest.raises(exporting.ExportError, match="differs from the torch network"):
+    with pytest.raises(ShippingError, match="differs from the torch network"):
         exporting.export_run(run_directory, "pt2", True)
     assert not (run_directory / "compact.pt2").exists()
 
@@ -143,7 +144,7 @@ def test_time_is_told_by_the_network_s_own_layers(runtime: str) -> None:
 
 def test_a_batch_too_large_for_the_memory_is_named() -> None:
     model = fpgm.model("resnet20", in_channels=1)
-    with pytest.raises(timing.LatencyError, match=r"--batch 10{12}: torch cannot run it .*memory"):
+    with pytest.raises(ShippingError, match=r"--batch 10{12}: torch cannot run it .*memory"):
         measure(model, model, IMAGE, ["torch"], [10**12], 1)
 
 

@@ -15,8 +15,8 @@ from PIL import Image
 
 from fpgm.config import Dataset
 from fpgm.data import memory as data
-from fpgm.data.folder import DataError
 from fpgm.data.images import steps
+from fpgm.errors import DataError
 
 CPU = torch.device("cpu")
 

@@ -9,16 +9,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import Mixed, Mysterious, Odd, Overwrites, Spelled, random_keep, randomised, zeroed
 from torch import nn
+from zoo import Mixed, Mysterious, Odd, Overwrites, Spelled, random_keep, randomised, zeroed
 
 import fpgm
 from fpgm.compaction.compact import compact, equivalence, load
+from fpgm.errors import CheckpointError, GraphError
 from fpgm.graph.groups import couple
-from fpgm.graph.trace import GraphError, trace
+from fpgm.graph.trace import trace
 from fpgm.networks.layers import BorderConv2d, Expand
 from fpgm.runs import checkpoint
-from fpgm.runs.checkpoint import CheckpointError
 
 LIMIT = {torch.float32: 1e-5, torch.float64: 1e-12}
 SIZES = {"vgg16": (37, 41), "resnet18": (61, 75), "resnet50": (61, 75)}

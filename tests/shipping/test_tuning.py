@@ -11,12 +11,13 @@ import torch
 import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import Odd, randomised
 from torch import nn
+from zoo import Odd, randomised
 
 import fpgm
 from fpgm.compaction import ballast as emission
 from fpgm.compaction.compact import compact, equivalence, load
+from fpgm.errors import ShippingError
 from fpgm.graph.groups import RESIDUAL, couple
 from fpgm.graph.trace import trace
 from fpgm.networks.layers import BorderConv2d, Expand
@@ -168,7 +169,7 @@ def test_missing_runtime_is_named_before_training(monkeypatch: pytest.MonkeyPatc
     from fpgm.shipping import runtimes
 
     monkeypatch.setattr(runtimes, "installed", lambda name: False)
-    with pytest.raises(runtimes.RuntimeMissingError, match=r"target=openvino: .*pip install"):
+    with pytest.raises(ShippingError, match=r"target=openvino: .*pip install"):
         runtimes.require("openvino")
 
 
@@ -188,7 +189,7 @@ def test_a_run_that_cannot_be_tuned_is_shipped_as_cut_and_says_so(tmp_path: Path
 def test_too_large_a_batch_is_named() -> None:
     model, keep, *_ = pruned("resnet20", "inner")
     target = tuning.Target("torch", (3, 32, 32), 10**12, 1)
-    with pytest.raises(tuning.TuningError, match=r"target_batch=10{12}: torch cannot run it"):
+    with pytest.raises(ShippingError, match=r"target_batch=10{12}: torch cannot run it"):
         tuning.tune(model, keep, target)
 
 
@@ -202,5 +203,5 @@ def test_a_runtime_that_crashes_does_not_take_the_network_with_it(
     model, keep, _, blocks = pruned("resnet20", "inner")
     monkeypatch.setattr(tuning, "tune", crash)
     target = tuning.Target("openvino", (3, 32, 32), 1, 1)
-    with pytest.raises(tuning.TuningError, match="target=openvino: it crashed"):
+    with pytest.raises(ShippingError, match="target=openvino: it crashed"):
         tuning.tune_apart(model, keep, target, blocks)

@@ -15,10 +15,10 @@ from test_cli import report, run
 from test_config import CONFIGS, compose
 
 from fpgm.config import Config
+from fpgm.errors import Error
 from fpgm.report.collect import missing
 from fpgm.runs import grid
 from fpgm.runs.baseline import find_baseline
-from fpgm.runs.run import RunError
 
 ROWS = [
     {"arch": ["a", "b"], "rate": 0},
@@ -55,9 +55,9 @@ def test_words_of_a_row_choose_a_part_and_all_others_hold_for_every_run() -> Non
 
 
 def test_words_that_no_run_has_are_named_with_what_there_is() -> None:
-    with pytest.raises(grid.GridError, match=r"arch=c: not in this grid, choose one of a, b$"):
+    with pytest.raises(Error, match=r"arch=c: not in this grid, choose one of a, b$"):
         grid.chosen(ROWS, ["arch=c"])
-    with pytest.raises(grid.GridError, match=r"criterion=mix: .* choose one of null, gm, l2$"):
+    with pytest.raises(Error, match=r"criterion=mix: .* choose one of null, gm, l2$"):
         grid.chosen(ROWS, ["criterion=mix"])
     assert grid.chosen(ROWS, ["arch=b", "rate=0.3"]) == []
 
@@ -289,14 +289,14 @@ def test_a_baseline_is_the_plain_one_and_never_a_guess(tmp_path: Path) -> None:
     own, wanted = tmp_path / "own", config("rate=0.4")
     finished("a", "rate=0", "criterion=bn_gamma", "criterion.slimming=1e-4")
     finished("b", "rate=0", "seed=1")
-    with pytest.raises(RunError, match=r"no finished run at rate=0 .* fpgm-train rate=0"):
+    with pytest.raises(Error, match=r"no finished run at rate=0 .* fpgm-train rate=0"):
         find_baseline(own, wanted, [])
     short = finished("c", "rate=0", "epochs=3")
     assert find_baseline(own, wanted, []) == short
     same = finished("d", "rate=0")
     assert find_baseline(own, wanted, []) == same
     finished("e", "rate=0", "batch_size=32")
-    with pytest.raises(RunError, match=r"could be any of .*/d, .*/e; name the one"):
+    with pytest.raises(Error, match=r"could be any of .*/d, .*/e; name the one"):
         find_baseline(own, wanted, [])
     own.mkdir()
     (own / "config.yaml").write_text(yaml.safe_dump({**wanted, "pretrained": str(short)}))

@@ -11,18 +11,18 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import randomised
 from test_cli import numbers, report, run, start, wait_for
 from test_config import compose
 from test_distributed import torchrun
 from test_schedules import FROZEN, GM, SOFT, config
+from zoo import randomised
 
 import fpgm
 from fpgm.config import Config, Criterion, Schedule
-from fpgm.criteria.evidence import NEEDS, EvidenceError, gather
+from fpgm.criteria.evidence import NEEDS, gather
+from fpgm.errors import Error
 from fpgm.methods.zeroing import Pruning
 from fpgm.training.task import load_images, shown
-from fpgm.typed import ConfigError
 
 DIGITS = ("dataset=digits", "epochs=2", "rate=0.4", "device=cpu", "batch_size=512")
 
@@ -226,7 +226,7 @@ def test_network_without_batchnorm_is_refused_before_anything_is_trained() -> No
     model = fpgm.model("resnet20")
     model.layer1[1].bn2 = torch.nn.Identity()
     sgd = torch.optim.SGD(model.parameters(), 0.1)
-    with pytest.raises(EvidenceError, match=r"there is none behind layer1.1.conv2; criterion=gm"):
+    with pytest.raises(Error, match=r"there is none behind layer1.1.conv2; criterion=gm"):
         Pruning(model, sgd, config(FROZEN, criterion=of("bn_gamma")), (3, 12, 12))
     Pruning(model, sgd, config(FROZEN, criterion=of("bn_gamma"), rate=0.0), (3, 12, 12))
 
@@ -265,7 +265,7 @@ def test_pretrained_weights_that_are_no_numbers_are_named(tmp_path: Path) -> Non
     ],
 )
 def test_contradictions_are_named(words: list[str], message: str) -> None:
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(Error) as caught:
         Config.of(compose(*words))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
