@@ -49,7 +49,7 @@ class Criterion:
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """See fpgm.methods.schedules. interval: epochs between two selections; settle: share of the epochs
+    """See methods.schedules. interval: epochs between two selections; settle: share of the epochs
     after which the selection stays and is masked, 1 = never; train_compact: whether frozen runs
     train the compact network where that takes the same steps; recalibrate: batches of training
     images on which BatchNorm is estimated again after the last zeroing."""
@@ -80,9 +80,9 @@ class Optimizer:
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """One run. rate: share of each layer's filters to prune; macs_target: share of the dense
-    network's MACs, in place of rate; residual: see fpgm.graph.groups; align: kept counts are multiples
+    network's MACs, in place of rate; residual: see graph.groups; align: kept counts are multiples
     of it; scope: the same rate in each layer, or one ranking over the network, by scores normalised
-    as scope_norm says (see fpgm.selection.ranking) and with the share `floor` of each layer left alone;
+    as scope_norm says (selection.ranking) and with the share `floor` of each layer left alone;
     pretrained: a run directory or a checkpoint to start from; tune: whether the compact
     network gets the form that is fastest on `target` with batches of target_batch images; compile:
     train with torch.compile."""

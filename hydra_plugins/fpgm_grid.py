@@ -1,4 +1,4 @@
-"""Hydra's sweeper, with the rows of an experiment (fpgm.runs.grid) in place of one product of lists."""
+"""Hydra's sweeper, with the rows of an experiment (runs.grid) in place of one product of lists."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fpgm.runs import grid
 
 
 class Grid(BasicSweeper):
-    """params: words that the command line may replace, `{seed: "0,1,2"}`; rows: see fpgm.runs.grid."""
+    """params: words that the command line may replace, `{seed: "0,1,2"}`; rows: see runs.grid."""
 
     def __init__(self, params: dict[str, str] | None = None, rows: Any = None) -> None:
         super().__init__(max_batch_size=None, params=params)

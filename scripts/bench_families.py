@@ -20,7 +20,7 @@ from torch import nn
 
 import fpgm
 from fpgm.compaction.compact import compare
-from fpgm.graph.groups import couple
+from fpgm.graph.groups import prunable
 from fpgm.graph.trace import trace
 from fpgm.machine.device import keep_freed_memory
 from fpgm.shipping.export import export, run_exported
@@ -47,11 +47,11 @@ def main(runtime: str, names: tuple[str, ...]) -> None:
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
                 nn.init.normal_(module.bias, std=0.3)
-        blocks = couple(trace(model), "independent").blocks
-        keep = fpgm.select(model, "random", 0.5, blocks=blocks)
+        groups = prunable(trace(model), "independent").groups
+        keep = fpgm.select(model, "random", 0.5, groups=groups)
         fpgm.zero_(model, keep)
         dense = fpgm.cost(model, IMAGE).macs
-        tuned = tune(model, keep, Target(runtime, IMAGE, 1, threads), blocks)
+        tuned = tune(model, keep, Target(runtime, IMAGE, 1, threads), groups)
         cells = []
         for emit in ({}, tuned.emit):
             small = fpgm.compact(model, keep, emit)

@@ -4,7 +4,7 @@
     python scripts/bench_structures.py resnet18 224 1
 
 Arguments: network, image size, batch, and `zero` for constants that are all zero, as within the
-blocks of a run from scratch; else BatchNorms are drawn at random, so that pruned filters leave
+groups of a run from scratch; else BatchNorms are drawn at random, so that pruned filters leave
 constants as those of a pretrained network do. The filters are chosen on the random start: time
 depends on the structure, not on the weights. Dense and compact run in turn, medians.
 """
@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 import fpgm
-from fpgm.graph.groups import couple
+from fpgm.graph.groups import prunable
 from fpgm.graph.trace import trace
 from fpgm.machine.device import keep_freed_memory
 from fpgm.selection.budget import rate_under
@@ -64,10 +64,10 @@ def main(arch: str, size: int, batch: int, constants: str = "random") -> None:
     print(f"| {arch} at {size}, batch {batch} | MACs ratio |", " | ".join(RUNTIMES), "|")
     print("|---|---:" + "|---:" * len(RUNTIMES) + "|")
     for residual, align, share, rate, tuned in SETTINGS[arch]:
-        blocks = couple(trace(model), residual).blocks
+        groups = prunable(trace(model), residual).groups
 
-        def keep_at(rate: float, blocks=blocks, align=align) -> dict[str, torch.Tensor]:
-            return fpgm.select(model, "gm", rate, align=align, blocks=blocks)
+        def keep_at(rate: float, groups=groups, align=align) -> dict[str, torch.Tensor]:
+            return fpgm.select(model, "gm", rate, align=align, groups=groups)
 
         def macs(rate: float, keep_at=keep_at) -> int:
             return fpgm.cost(fpgm.compact(model, keep_at(rate)), image).macs
@@ -78,7 +78,7 @@ def main(arch: str, size: int, batch: int, constants: str = "random") -> None:
         if not tuned or constants == "zero":
             continue
         targets = [Target(runtime, image, batch, threads) for runtime in RUNTIMES]
-        forms = [tune(model, keep, target, blocks).emit for target in targets]
+        forms = [tune(model, keep, target, groups).emit for target in targets]
         row(f"{name}, tuned for each", [fpgm.compact(model, keep, emit) for emit in forms])
 
 

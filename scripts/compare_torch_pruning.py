@@ -23,7 +23,7 @@ import torch_pruning
 from torch import nn
 
 import fpgm
-from fpgm.graph.groups import couple
+from fpgm.graph.groups import prunable
 from fpgm.graph.trace import trace
 from fpgm.machine.device import keep_freed_memory
 from fpgm.shipping.latency import measure
@@ -40,10 +40,10 @@ def with_constants(arch: str, size: int) -> nn.Module:
     torch.manual_seed(0)
     model = fpgm.model(arch.removesuffix("b"), num_classes=1000 if size > 64 else 10).eval()
     for name in ("layer2", "layer3") if arch.endswith("b") else ():
-        block = model.get_submodule(name)[0]
-        inputs, outputs = block.conv1.in_channels, block.conv1.out_channels
+        group = model.get_submodule(name)[0]
+        inputs, outputs = group.conv1.in_channels, group.conv1.out_channels
         projection = nn.Conv2d(inputs, outputs, 1, stride=2, bias=False)
-        block.shortcut = nn.Sequential(projection, nn.BatchNorm2d(outputs).eval())
+        group.shortcut = nn.Sequential(projection, nn.BatchNorm2d(outputs).eval())
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.bias)
@@ -60,7 +60,7 @@ def tuned(model: nn.Module, rate: float, align: int, size: int, runtime: str, ba
     keep = fpgm.select(model, "gm", rate, residual="shared", align=align)
     target = Target(runtime, (3, size, size), batch, torch.get_num_threads())
     return fpgm.compact(
-        model, keep, tune(model, keep, target, couple(trace(model), "shared").blocks).emit
+        model, keep, tune(model, keep, target, prunable(trace(model), "shared").groups).emit
     )
 
 

@@ -9,7 +9,7 @@ import torch
 import torchvision
 
 import fpgm
-from fpgm.graph.groups import RESIDUAL, couple
+from fpgm.graph.groups import RESIDUAL, prunable
 from fpgm.graph.trace import trace
 from fpgm.networks.layers import Expand
 
@@ -23,11 +23,11 @@ TORCHVISION = (
 def share(model: torch.nn.Module, residual: str, criterion: str, rate: float, size: int) -> str:
     """Layers pruned, MACs left, and scatters of one residual mode."""
     image = (3, size, size)
-    coupled, dense = couple(trace(model), residual), fpgm.cost(model, image)
-    small = fpgm.compact(model, fpgm.select(model, criterion, rate, blocks=coupled.blocks))
+    tied, dense = prunable(trace(model), residual), fpgm.cost(model, image)
+    small = fpgm.compact(model, fpgm.select(model, criterion, rate, groups=tied.groups))
     left = 100 * fpgm.cost(small, image).macs / dense.macs
     scatters = sum(isinstance(module, Expand) for module in small.modules())
-    layers = f"{len(coupled.layers)} of {len(dense.layers)}"
+    layers = f"{len(tied.layers)} of {len(dense.layers)}"
     return f"{residual} {layers} layers, {left:.1f} % of the MACs, {scatters} scatters"
 
 

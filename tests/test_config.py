@@ -5,12 +5,10 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 
-import hydra
 import pytest
-from hydra.core.global_hydra import GlobalHydra
+from commands import compose
 from hypothesis import given
 from hypothesis import strategies as st
-from omegaconf import OmegaConf
 
 from fpgm.cli.command import CONFIGS, quoted
 from fpgm.config import Config, differences, flatten
@@ -19,13 +17,6 @@ from fpgm.errors import Error
 from fpgm.networks.models import MODELS
 from fpgm.runs.grid import run_name
 from fpgm.typed import suggestion
-
-
-def compose(*words: str) -> dict:
-    GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return OmegaConf.to_container(hydra.compose("config", overrides=list(words)), resolve=True)
-
 
 DEFAULTS = compose()
 

@@ -1,6 +1,6 @@
 """Zero filters that a compact network is better off with: what to emit beside what is kept.
 
-A pruned filter may stay as a filter of zeros, `emit` of fpgm.compaction.rewriting. That costs MACs and can
+A pruned filter may stay as a filter of zeros, `emit` of the rewriting. That costs MACs and can
 save more milliseconds than they take: the convolution that feeds an add writes the whole stream,
 so that no Expand is needed (a widened convolution in place of a scatter); the map of the constants
 at the borders goes into the weight of one constant channel; and a width becomes a multiple of what
@@ -18,10 +18,10 @@ from fpgm.compaction.constants import Expansion
 from fpgm.compaction.narrowing import pads_zeros
 from fpgm.compaction.rewriting import Keep, Rewriter
 from fpgm.graph import operations as ops
-from fpgm.graph.groups import Block
+from fpgm.graph.groups import Group
 from fpgm.graph.trace import ChannelGraph
 
-Group = tuple[str, int]  # kind of the operation that reads, its channels: the adds of a stream
+Stream = tuple[str, int]  # kind of the operation that reads, its channels: the adds of a stream
 Filter = tuple[str, int]  # convolution, index
 
 
@@ -30,14 +30,14 @@ def everything(graph: ChannelGraph, keep: Keep) -> dict[str, Tensor]:
     return {name: torch.arange(graph.filters(name)) for name in keep}
 
 
-def groups(graph: ChannelGraph, keep: Keep) -> list[Group]:
+def streams(graph: ChannelGraph, keep: Keep) -> list[Stream]:
     """What is read through an Expand, in the order of execution."""
     expansions = _rewritten(graph, keep, {}).expansions
-    return list(dict.fromkeys(_group(graph, expansion) for expansion in expansions))
+    return list(dict.fromkeys(_stream(graph, expansion) for expansion in expansions))
 
 
 def widened(
-    graph: ChannelGraph, keep: Keep, emit: Keep, chosen: Collection[Group]
+    graph: ChannelGraph, keep: Keep, emit: Keep, chosen: Collection[Stream]
 ) -> dict[str, Tensor]:
     """`emit` and what more the convolutions must write so that `chosen` read without an Expand.
 
@@ -47,7 +47,7 @@ def widened(
     while True:  # what is written now is missing further up: at the other side of an earlier add
         before = sum(len(filters) for filters in emit.values())
         for expansion in _rewritten(graph, keep, emit).expansions:
-            if _group(graph, expansion) in chosen:
+            if _stream(graph, expansion) in chosen:
                 by = writers[expansion.source] or []
                 _add(emit, keep, [by[i] for i in expansion.missing.tolist()])
         if sum(len(filters) for filters in emit.values()) == before:
@@ -55,25 +55,25 @@ def widened(
 
 
 def rounded(
-    graph: ChannelGraph, keep: Keep, emit: Keep, blocks: Iterable[Block], multiple: int
+    graph: ChannelGraph, keep: Keep, emit: Keep, groups: Iterable[Group], multiple: int
 ) -> dict[str, Tensor]:
-    """`emit` and more filters of each block, until its width is a multiple of `multiple`.
+    """`emit` and more filters of each group, until its width is a multiple of `multiple`.
 
-    Wherever the absent channels of a block leave a constant that is not zero, one of them is among
+    Wherever the absent channels of a group leave a constant that is not zero, one of them is among
     these: it carries the others' (see narrowing.convolution). The largest constants go first.
     """
     emit = dict(emit)
     worth = _constants(graph, keep, emit)
-    for block in blocks:
-        there, best = torch.zeros(len(block), dtype=torch.bool), torch.zeros(len(block))
-        for name, filters in block.members:
+    for group in groups:
+        there, best = torch.zeros(len(group), dtype=torch.bool), torch.zeros(len(group))
+        for name, filters in group.members:
             there |= torch.isin(filters, torch.cat((keep[name], emit.get(name, keep[name]))))
             best = torch.maximum(best, worth[name][filters])
         best = best.masked_fill(there, -1)
         wanted = int(there.sum()) + bool(best.max() > 0)
-        more = min(-(-wanted // multiple) * multiple, len(block)) - int(there.sum())
+        more = min(-(-wanted // multiple) * multiple, len(group)) - int(there.sum())
         extra = best.argsort(descending=True, stable=True)[:more].tolist()
-        for name, filters in block.members:
+        for name, filters in group.members:
             _add(emit, keep, [(name, filter_) for filter_ in filters[extra].tolist()])
     return emit
 
@@ -84,7 +84,7 @@ def _rewritten(graph: ChannelGraph, keep: Keep, emit: Keep) -> Rewriter:
     return rewriter
 
 
-def _group(graph: ChannelGraph, expansion: Expansion) -> Group:
+def _stream(graph: ChannelGraph, expansion: Expansion) -> Stream:
     return graph.kinds[expansion.reader], expansion.width
 
 

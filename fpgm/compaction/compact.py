@@ -18,7 +18,7 @@ def compact(model: nn.Module, keep: Keep, emit: Keep | None = None) -> fx.GraphM
     """The function of `model` with the filters outside `keep` zeroed, without those filters.
 
     keep: convolution -> indices of kept filters; convolutions it does not name are kept whole;
-    emit: filters that stay as zeros beside those kept, where that runs faster (see fpgm.shipping.tuning).
+    emit: filters that stay as zeros beside those kept, where that runs faster (shipping.tuning).
     Returns a new network in eval mode and leaves `model` as it is. Raises GraphError where `keep`
     names what cannot be pruned and where the network cannot be traced.
     """

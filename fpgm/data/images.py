@@ -14,7 +14,7 @@ Batches = Iterator[tuple[Tensor, Tensor]]  # (B, C, H, W) normalised images and 
 
 
 class Images(Protocol):
-    """A data set, in memory (fpgm.data.memory.Data) or streamed from the disk (fpgm.data.streamed.Stream)."""
+    """A data set, in memory (memory.Data) or streamed from the disk (streamed.Stream)."""
 
     @property
     def classes(self) -> tuple[str, ...]: ...

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fpgm.graph import operations as ops
-from fpgm.graph.groups import couple
+from fpgm.graph.groups import prunable
 from fpgm.graph.trace import ChannelGraph, evaluating
 from fpgm.networks.layers import BorderConv2d
 
@@ -77,7 +77,7 @@ def paper_reduction(graph: ChannelGraph, layers: Mapping[str, int], rate: float)
     """
     kept = 0.0
     keep = 1 - rate
-    coupled = couple(graph)
+    tied = prunable(graph)
     if any(graph.kinds[node] == ops.DEPTHWISE for node, _ in graph.convolutions()) or (
         set(graph.kept_full) - {name for _, name in graph.convolutions()}
     ):
@@ -87,6 +87,6 @@ def paper_reduction(graph: ChannelGraph, layers: Mapping[str, int], rate: float)
         kind = graph.kinds[source]
         if kind not in (ops.CONV, ops.ADD) and source.op != "placeholder":
             return None
-        reads = keep if kind == ops.CONV and source.target in coupled.layers else 1.0
-        kept += layers[name] * reads * (keep if name in coupled.layers else 1.0)
+        reads = keep if kind == ops.CONV and source.target in tied.layers else 1.0
+        kept += layers[name] * reads * (keep if name in tied.layers else 1.0)
     return 100 * (1 - kept / sum(layers[name] for _, name in graph.convolutions()))

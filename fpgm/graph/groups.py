@@ -1,4 +1,4 @@
-"""Which filters go together: channels that the graph ties, gathered into blocks of one decision.
+"""Which filters go together: channels that the graph ties, gathered into groups of one decision.
 
 residual modes, for convolutions whose channels meet in an add:
 
@@ -27,7 +27,7 @@ NOBODY = -1  # a channel that is a constant from the start
 
 
 @dataclass(frozen=True)
-class Block:
+class Group:
     """Channels that are decided in one ranking. members: (convolution, (n,) filters) pairs; the
     i-th filters of all members are one channel and are kept or pruned together."""
 
@@ -38,20 +38,20 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Blocks:
-    """All that may be pruned, and why each convolution that is in no block is not."""
+class Prunable:
+    """All that may be pruned, and why each convolution that is in no group is not."""
 
-    blocks: tuple[Block, ...]
+    groups: tuple[Group, ...]
     kept_full: dict[str, str]
 
     @property
     def layers(self) -> tuple[str, ...]:
         """Convolutions of which filters may be pruned, in the order of execution."""
-        return tuple(dict.fromkeys(name for block in self.blocks for name, _ in block.members))
+        return tuple(dict.fromkeys(name for group in self.groups for name, _ in group.members))
 
 
-def couple(graph: ChannelGraph, residual: str = "independent") -> Blocks:
-    """The blocks of a network. Raises ValueError for an unknown residual mode."""
+def prunable(graph: ChannelGraph, residual: str = "independent") -> Prunable:
+    """The groups of a network. Raises ValueError for an unknown residual mode."""
     if residual not in RESIDUAL:
         raise ValueError(f"residual={residual}: choose one of {', '.join(RESIDUAL)}")
     kept = dict(graph.kept_full)
@@ -75,12 +75,12 @@ def couple(graph: ChannelGraph, residual: str = "independent") -> Blocks:
             kept.update(dict.fromkeys(names, "writes into a residual stream"))
         else:
             gathered[names].append([index for _, index in filters])
-    blocks = [
-        Block(tuple(zip(names, torch.tensor(rows).T, strict=True)))
+    groups = [
+        Group(tuple(zip(names, torch.tensor(rows).T, strict=True)))
         for names, rows in gathered.items()
         if not any(name in kept for name in names)
     ]
-    return Blocks(tuple(blocks), kept)
+    return Prunable(tuple(groups), kept)
 
 
 class _Ties:

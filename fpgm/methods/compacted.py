@@ -22,7 +22,7 @@ from fpgm.compaction.rewriting import Rewriter
 from fpgm.graph import operations as ops
 from fpgm.graph.cost import cost
 from fpgm.graph.followers import is_relu
-from fpgm.graph.groups import Block
+from fpgm.graph.groups import Group
 from fpgm.graph.trace import ChannelGraph, trace
 
 Place = tuple[Tensor, ...] | EllipsisType  # of the compact parameter's entries in the full one
@@ -87,20 +87,20 @@ def compacted(
     model: nn.Module,
     optimizer: torch.optim.SGD,
     keep: Mapping[str, Tensor],
-    blocks: Iterable[Block],
+    groups: Iterable[Group],
     image: tuple[int, int, int],
 ) -> Compacted | None:
     """The compact network of a model whose filters outside `keep` are zero and stay so.
 
-    None where training it would not take exactly the same steps, or hardly less time. blocks: what
+    None where training it would not take exactly the same steps, or hardly less time. groups: what
     was selected together; image: (C, H, W), to count MACs.
     """
     graph = trace(model)
     keep = {name: kept.cpu() for name, kept in keep.items()}
-    groups = emission.groups(graph, keep)
-    emit = emission.widened(graph, keep, {}, groups)
+    streams = emission.streams(graph, keep)
+    emit = emission.widened(graph, keep, {}, streams)
     emit = emission.widened(
-        graph, keep, emission.rounded(graph, keep, emit, blocks, MULTIPLE), groups
+        graph, keep, emission.rounded(graph, keep, emit, groups, MULTIPLE), streams
     )
     rewriter = Rewriter(graph, keep, emit)
     network = rewriter.run()

@@ -15,7 +15,7 @@ from fpgm.config import Config
 from fpgm.criteria.evidence import NEEDS, Batches, Evidence, gather, require
 from fpgm.errors import BudgetError
 from fpgm.graph.cost import cost
-from fpgm.graph.groups import couple
+from fpgm.graph.groups import prunable
 from fpgm.graph.trace import trace
 from fpgm.machine.ranks import ALONE, Ranks, from_first
 from fpgm.methods import schedules
@@ -42,13 +42,13 @@ class Pruning:
         self.optimizer = optimizer
         self.config = config
         self.image = image
-        self.couples = couple(trace(model), config.residual)
+        self.prunable = prunable(trace(model), config.residual)
         self.rate: float | None = None  # the full rate, once it is known
         self.scores: dict[str, Tensor] = {}  # layer -> (N,) of the last selection
         self._batches, self._ranks = batches, ranks
         self._evidence: Evidence | None = None  # of the weights as they stand, once it is gathered
         if config.criterion.name in NEEDS and (config.rate or config.macs_target):
-            require(model, config.criterion.name, self.couples.layers)
+            require(model, config.criterion.name, self.prunable.layers)
         self._compacted: Compacted | None = None  # what is trained in place of `model`
         self.choose(0.0)
 
@@ -60,22 +60,22 @@ class Pruning:
         """The filters to keep at `rate` by the current weights."""
         c = self.config
         if rate == 0:
-            filters = {n: self.model.get_submodule(n).weight for n in self.couples.layers}
+            filters = {n: self.model.get_submodule(n).weight for n in self.prunable.layers}
             return {name: torch.arange(len(own)) for name, own in filters.items()}  # type: ignore[arg-type]
         if self._evidence is None:
             self._evidence = self._gathered()
         if c.scope == "global":  # a search for the rate that meets macs_target goes beyond
             rate = min(rate, 1 - c.floor)
-        blocks, own = self.couples.blocks, c.criterion
+        groups, own = self.prunable.groups, c.criterion
         scores = score(
-            self.model, own.name, rate, blocks, c.seed, c.scope, self._evidence, **own.options()
+            self.model, own.name, rate, groups, c.seed, c.scope, self._evidence, **own.options()
         )
         self.scores = {name: values.cpu() for name, values in scores.items()}
-        return highest(self.scores, rate, blocks, align, c.scope, c.scope_norm, c.floor)
+        return highest(self.scores, rate, groups, align, c.scope, c.scope_norm, c.floor)
 
     def _gathered(self) -> Evidence:
         """What the criterion looks at beside the weights: the first rank's, so that all agree."""
-        name, layers = self.config.criterion.name, self.couples.layers
+        name, layers = self.config.criterion.name, self.prunable.layers
         own: Evidence = {}
         if name in NEEDS and self._ranks.first:
             own = gather(self.model, [name], self._batches(), layers)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from fpgm.graph.groups import Block
+from fpgm.graph.groups import Group
 
 NORMALISATIONS = ("none", "mean", "l2", "rank")
 
@@ -37,16 +37,16 @@ def normalised(scores: Tensor, how: str = "mean") -> Tensor:
     return scores / (live.abs().mean() if how == "mean" else live.norm())
 
 
-def block_scores(block: Block, scores: Mapping[str, Tensor], how: str | None = None) -> Tensor:
-    """One score for each channel of a block, (n,).
+def group_scores(group: Group, scores: Mapping[str, Tensor], how: str | None = None) -> Tensor:
+    """One score for each channel of a group, (n,).
 
     how: a normalisation of each layer's scores, over the whole layer; None: none where one layer
     alone writes the channels, and `mean` where several do, as layers differ in scale. Of several
     the mean is taken, of those that have not pruned the channel already.
     """
     if how is None:
-        how = "none" if len(block.members) == 1 else "mean"
-    parts = torch.stack([normalised(scores[name], how)[own] for name, own in block.members])
+        how = "none" if len(group.members) == 1 else "mean"
+    parts = torch.stack([normalised(scores[name], how)[own] for name, own in group.members])
     live = parts > -torch.inf
     means = parts.masked_fill(~live, 0).sum(0) / live.sum(0)
     return means.masked_fill(~live.any(0), -torch.inf)
@@ -77,17 +77,17 @@ def least_kept(filters: int, floor: float) -> int:
 
 
 def kept_in_one_ranking(
-    blocks: Sequence[Block], scores: Sequence[Tensor], rate: float, align: int, floor: float
+    groups: Sequence[Group], scores: Sequence[Tensor], rate: float, align: int, floor: float
 ) -> list[int]:
-    """How many channels of each block stay when the lowest of the whole network go.
+    """How many channels of each group stay when the lowest of the whole network go.
 
-    scores: (n,) for each block, comparable with each other. Of all filters at most
-    `pruned_count` go, and from each block only down to `floor`, in steps that leave multiples
-    of `align` (of each block); a step is as low as the mean of its channels. A step that would
-    exceed the count is left out with all above it in its block. So, once the filters chosen are
+    scores: (n,) for each group, comparable with each other. Of all filters at most
+    `pruned_count` go, and from each group only down to `floor`, in steps that leave multiples
+    of `align` (of each group); a step is as low as the mean of its channels. A step that would
+    exceed the count is left out with all above it in its group. So, once the filters chosen are
     zero and score lowest, the same are chosen again.
     """
-    limit = pruned_count(sum(len(block) * len(block.members) for block in blocks), rate)
+    limit = pruned_count(sum(len(group) * len(group.members) for group in groups), rate)
     steps: list[tuple[float, int, int]] = []
     for index, own in enumerate(scores):
         lowest = levelled(own).sort().values.tolist()
@@ -98,10 +98,10 @@ def kept_in_one_ranking(
             score = max(sum(step) / len(step), score)
             steps.append((score, index, kept))
             gone = len(own) - kept
-    counts = [len(block) for block in blocks]
+    counts = [len(group) for group in groups]
     pruned, closed = 0, set()
     for _, index, kept in sorted(steps, key=lambda step: step[:2]):
-        cost = (counts[index] - kept) * len(blocks[index].members)
+        cost = (counts[index] - kept) * len(groups[index].members)
         if index in closed or pruned + cost > limit:
             closed.add(index)
             continue
@@ -111,7 +111,7 @@ def kept_in_one_ranking(
 
 
 def _smaller(filters: int, align: int, floor: float) -> Iterator[int]:
-    """The numbers of channels that a block may keep, but all of them, from the largest down."""
+    """The numbers of channels that a group may keep, but all of them, from the largest down."""
     least = max(least_kept(filters, floor), align)
     for kept in range((filters - 1) // align * align, 0, -align):
         if kept >= least:
@@ -119,7 +119,7 @@ def _smaller(filters: int, align: int, floor: float) -> Iterator[int]:
 
 
 def at_floor(
-    blocks: Sequence[Block], kept: Mapping[str, int], align: int, floor: float
+    groups: Sequence[Group], kept: Mapping[str, int], align: int, floor: float
 ) -> list[str]:
     """The layers that have lost all that one ranking lets them lose: those that collapse.
 
@@ -127,9 +127,9 @@ def at_floor(
     """
     least: dict[str, int] = {}
     full: dict[str, int] = {}
-    for block in blocks:
-        fewest = min(_smaller(len(block), align, floor), default=len(block))
-        for name, _ in block.members:
+    for group in groups:
+        fewest = min(_smaller(len(group), align, floor), default=len(group))
+        for name, _ in group.members:
             least[name] = least.get(name, 0) + fewest
-            full[name] = full.get(name, 0) + len(block)
+            full[name] = full.get(name, 0) + len(group)
     return [name for name in least if kept[name] <= least[name] < full[name]]

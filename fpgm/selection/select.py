@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from fpgm.criteria import CRITERIA, below_live
 from fpgm.criteria.evidence import DATA, NEEDS, Evidence, gather, require
 from fpgm.errors import Error
-from fpgm.graph.groups import RESIDUAL, Block, couple
+from fpgm.graph.groups import RESIDUAL, Group, prunable
 from fpgm.graph.trace import trace
 from fpgm.selection.ranking import (
     NORMALISATIONS,
     ascending,
-    block_scores,
+    group_scores,
     kept_in_one_ranking,
     pruned_count,
 )
@@ -45,36 +45,36 @@ def select(
     residual: str = "independent",
     align: int = 1,
     seed: int = 0,
-    blocks: Iterable[Block] | None = None,
+    groups: Iterable[Group] | None = None,
     scope: str = "layer",
     normalise: str = "mean",
     floor: float = 0.1,
     evidence: Evidence | None = None,
     **options: Any,
 ) -> dict[str, Tensor]:
-    """Choose the filters to keep, block by block; ties go by the lowest index. Changes nothing.
+    """Choose the filters to keep, group by group; ties go by the lowest index. Changes nothing.
 
     criterion: a name in CRITERIA, `options` go to its function; residual: see fpgm.graph.groups;
-    align: kept counts are multiples of it; seed: for `random`; blocks: what may be pruned, by
+    align: kept counts are multiples of it; seed: for `random`; groups: what may be pruned, by
     default found in the network's graph; scope: `layer`, the same rate for each, or `global`, one
     ranking over the network by scores that are first normalised within each layer (see
-    fpgm.selection.ranking) and that takes no layer below `floor`, a share of its filters, nor below one;
+    selection.ranking) and that takes no layer below `floor`, a share of its filters, nor below one;
     evidence: what fpgm.evidence.gather has found, for criteria that look at more than the weight.
     Returns convolution -> kept filters, sorted. Raises Error for an unknown criterion or
     mode, a rate outside [0, 1) or that would leave a layer empty, and scores that are no numbers;
     Error where the network lacks what the criterion looks at.
     """
     _check(criterion, residual, rate, scope, normalise, floor)
-    blocks = list(couple(trace(model), residual).blocks if blocks is None else blocks)
-    scores = score(model, criterion, rate, blocks, seed, scope, evidence, **options)
-    return highest(scores, rate, blocks, align, scope, normalise, floor)
+    groups = list(prunable(trace(model), residual).groups if groups is None else groups)
+    scores = score(model, criterion, rate, groups, seed, scope, evidence, **options)
+    return highest(scores, rate, groups, align, scope, normalise, floor)
 
 
 def score(
     model: nn.Module,
     criterion: str,
     rate: float,
-    blocks: Sequence[Block],
+    groups: Sequence[Group],
     seed: int = 0,
     scope: str = "layer",
     evidence: Evidence | None = None,
@@ -82,10 +82,10 @@ def score(
 ) -> dict[str, Tensor]:
     """The scores that `select` goes by: convolution -> (N,) float64. Arguments as there."""
     if criterion in NEEDS and evidence is None:
-        evidence = _own_evidence(model, criterion, blocks)
+        evidence = _own_evidence(model, criterion, groups)
     scores = {
         name: _scores(model, name, criterion, rate, seed, (evidence or {}).get(name, {}), options)
-        for name in dict.fromkeys(name for block in blocks for name, _ in block.members)
+        for name in dict.fromkeys(name for group in groups for name, _ in group.members)
     }
     if scope == "layer":
         return scores
@@ -99,7 +99,7 @@ def score(
 def highest(
     scores: Mapping[str, Tensor],
     rate: float,
-    blocks: Sequence[Block],
+    groups: Sequence[Group],
     align: int = 1,
     scope: str = "layer",
     normalise: str = "mean",
@@ -107,15 +107,15 @@ def highest(
 ) -> dict[str, Tensor]:
     """The filters to keep by these scores: convolution -> indices, sorted. As `select`."""
     how = normalise if scope == "global" else None
-    by_block = [block_scores(block, scores, how) for block in blocks]
+    by_group = [group_scores(group, scores, how) for group in groups]
     if scope == "global":
-        counts = kept_in_one_ranking(blocks, by_block, rate, align, floor)
+        counts = kept_in_one_ranking(groups, by_group, rate, align, floor)
     else:
-        counts = kept_counts(blocks, rate, align)
+        counts = kept_counts(groups, rate, align)
     keep: dict[str, list[Tensor]] = {}
-    for block, own, kept in zip(blocks, by_block, counts, strict=True):
-        chosen = ascending(own)[len(block) - kept :].cpu()
-        for name, filters in block.members:
+    for group, own, kept in zip(groups, by_group, counts, strict=True):
+        chosen = ascending(own)[len(group) - kept :].cpu()
+        for name, filters in group.members:
             keep.setdefault(name, []).append(filters[chosen])
     return {name: torch.cat(parts).sort().values for name, parts in keep.items()}
 
@@ -146,30 +146,30 @@ def _check(
         )
 
 
-def kept_counts(blocks: Sequence[Block], rate: float, align: int = 1) -> list[int]:
-    """How many channels of each block stay. Raises Error where a layer would be empty.
+def kept_counts(groups: Sequence[Group], rate: float, align: int = 1) -> list[int]:
+    """How many channels of each group stay. Raises Error where a layer would be empty.
 
-    It is the layer that is to have `kept_count` filters, and a layer may be made of several blocks
+    It is the layer that is to have `kept_count` filters, and a layer may be made of several groups
     (of a stream that grows by shortcuts A, the channels that were there before and the new ones).
-    Each block follows its narrowest layer, and gets its share of what that one has still to keep.
+    Each group follows its narrowest layer, and gets its share of what that one has still to keep.
     """
     sizes: Counter[str] = Counter()
-    for block in blocks:
-        sizes.update({name: len(block) for name, _ in block.members})
+    for group in groups:
+        sizes.update({name: len(group) for name, _ in group.members})
     undecided, decided = Counter(sizes), Counter[str]()
     counts = []
-    for block in blocks:
-        layer = min((name for name, _ in block.members), key=lambda name: sizes[name])
+    for group in groups:
+        layer = min((name for name, _ in group.members), key=lambda name: sizes[name])
         target = kept_count(sizes[layer], rate, align)
         if target == 0:
             raise Error(
                 f"rate={rate}: would prune all {sizes[layer]} filters of {layer}; at most "
                 f"{(sizes[layer] - 1) / sizes[layer]:.4g} leaves it one"
             )
-        share = (target - decided[layer]) * len(block) / undecided[layer]
-        kept = min(max(round(share), 0), len(block))
-        for name, _ in block.members:
-            undecided[name] -= len(block)
+        share = (target - decided[layer]) * len(group) / undecided[layer]
+        kept = min(max(round(share), 0), len(group))
+        for name, _ in group.members:
+            undecided[name] -= len(group)
             decided[name] += kept
         counts.append(kept)
     return counts
@@ -206,9 +206,9 @@ def _scores(
     return scores
 
 
-def _own_evidence(model: nn.Module, criterion: str, blocks: Iterable[Block]) -> Evidence:
+def _own_evidence(model: nn.Module, criterion: str, groups: Iterable[Group]) -> Evidence:
     """What the network itself shows, without data. Raises Error, Error."""
-    layers = list(dict.fromkeys(name for block in blocks for name, _ in block.members))
+    layers = list(dict.fromkeys(name for group in groups for name, _ in group.members))
     require(model, criterion, layers)
     if criterion in DATA:
         raise Error(

@@ -1,7 +1,7 @@
 """The fastest form of a compact network on the runtime that it is for, found by the clock.
 
 All forms compute the same function; they differ in which pruned filters stay as zeros
-(fpgm.compaction.ballast). The network at full width is one of them: none that is slower is ever chosen.
+(compaction.ballast). The network at full width is one of them: none that is slower is ever chosen.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fpgm.compaction import ballast as emission
 from fpgm.compaction.compact import compact
 from fpgm.errors import ShippingError
 from fpgm.graph.cost import cost
-from fpgm.graph.groups import Block, couple
+from fpgm.graph.groups import Group, prunable
 from fpgm.graph.trace import ChannelGraph, evaluating, trace
 from fpgm.shipping.latency import side_by_side
 from fpgm.shipping.runtimes import RUNTIMES
@@ -35,10 +35,10 @@ Emit = dict[str, Tensor]
 
 @dataclass(frozen=True, eq=False)  # each is itself alone: tensors have no truth
 class Form:
-    """A compact network with `emit`; groups: whose adds the convolutions write in full."""
+    """A compact network with `emit`; streams: whose adds the convolutions write in full."""
 
     name: str
-    groups: tuple[emission.Group, ...]
+    streams: tuple[emission.Stream, ...]
     emit: Emit
 
 
@@ -69,7 +69,7 @@ class Tuned:
 
 
 def tune_apart(
-    model: nn.Module, keep: Mapping[str, Tensor], target: Target, blocks: Sequence[Block]
+    model: nn.Module, keep: Mapping[str, Tensor], target: Target, groups: Sequence[Group]
 ) -> Tuned:
     """`tune` in a process of its own, that a runtime may crash without the network being lost.
 
@@ -77,10 +77,10 @@ def tune_apart(
     compilation of any model, and whatever runs next in the process may fall over it.
     """
     if target.runtime == "torch":
-        return tune(model, keep, target, blocks)
+        return tune(model, keep, target, groups)
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         try:
-            return pool.submit(tune, model, keep, target, blocks).result()
+            return pool.submit(tune, model, keep, target, groups).result()
         except BrokenProcessPool as error:
             raise ShippingError(
                 f"target={target.runtime}: it crashed while it was timed"
@@ -91,18 +91,18 @@ def tune(
     model: nn.Module,
     keep: Mapping[str, Tensor],
     target: Target,
-    blocks: Sequence[Block] | None = None,
+    groups: Sequence[Group] | None = None,
 ) -> Tuned:
     """Time the forms of the compact network of (model, keep) and choose the fastest.
 
-    blocks: what was decided together in the selection, by default each layer alone. Two rounds:
+    groups: what was decided together in the selection, by default each layer alone. Two rounds:
     which adds get a widened convolution and which keep the scatter; then, on the best of these,
     which widths to round up. Raises ShippingError, and ShippingError for too large a batch.
     """
     with evaluating(model):
         graph = trace(model)
         keep = {name: kept.cpu() for name, kept in keep.items()}
-        blocks = couple(graph, "independent").blocks if blocks is None else blocks
+        groups = prunable(graph, "independent").groups if groups is None else groups
         full = Form("full width", (), emission.everything(graph, keep))
         forms = _distinct(_widened(graph, keep))
         first = _timed(model, keep, [full, *forms], target)
@@ -111,9 +111,9 @@ def tune(
         # Widths that suit the runtime may only pay where no scatter breaks its layout.
         for base in dict.fromkeys((best, forms[min(1, len(forms) - 1)])):
             for multiple in MULTIPLES:
-                emit = emission.rounded(graph, keep, base.emit, blocks, multiple)
-                emit = emission.widened(graph, keep, emit, base.groups)
-                again.append(Form(f"{base.name}, widths to {multiple}", base.groups, emit))
+                emit = emission.rounded(graph, keep, base.emit, groups, multiple)
+                emit = emission.widened(graph, keep, emit, base.streams)
+                again.append(Form(f"{base.name}, widths to {multiple}", base.streams, emit))
         again = _distinct(again)
         second = _timed(model, keep, [full, *again], target)
     fastest = min(again, key=lambda form: second[form.name]["ms"])
@@ -125,14 +125,14 @@ def tune(
 
 
 def _widened(graph: ChannelGraph, keep: Mapping[str, Tensor]) -> Iterator[Form]:
-    """As cut, with all adds widened, and with those of one group."""
-    groups = tuple(emission.groups(graph, keep))
+    """As cut, with all adds widened, and with those of one stream."""
+    streams = tuple(emission.streams(graph, keep))
     yield Form("as cut", (), {})
-    if groups:
-        yield Form("all adds widened", groups, emission.widened(graph, keep, {}, groups))
-    for group in groups if len(groups) > 1 else ():
-        emit = emission.widened(graph, keep, {}, [group])
-        yield Form(f"{group[0]} of {group[1]} widened", (group,), emit)
+    if streams:
+        yield Form("all adds widened", streams, emission.widened(graph, keep, {}, streams))
+    for stream in streams if len(streams) > 1 else ():
+        emit = emission.widened(graph, keep, {}, [stream])
+        yield Form(f"{stream[0]} of {stream[1]} widened", (stream,), emit)
 
 
 def _distinct(forms: Iterable[Form]) -> list[Form]:

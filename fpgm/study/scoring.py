@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fpgm.criteria import CRITERIA
 from fpgm.errors import Error
-from fpgm.graph.groups import couple
+from fpgm.graph.groups import prunable
 from fpgm.graph.trace import trace
 from fpgm.selection.ranking import levelled
 from fpgm.study.agreement import Array
@@ -61,9 +61,9 @@ def convolutions(model: nn.Module, everything: bool) -> tuple[list[str], dict[st
     every = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
     if everything:
         return every, {}
-    blocks = couple(trace(model))
-    left = {name: blocks.kept_full.get(name, "never used") for name in every}
-    return list(blocks.layers), {n: left[n] for n in every if n not in blocks.layers}
+    groups = prunable(trace(model))
+    left = {name: groups.kept_full.get(name, "never used") for name in every}
+    return list(groups.layers), {n: left[n] for n in every if n not in groups.layers}
 
 
 def live_layers(model: nn.Module, names: Iterable[str]) -> tuple[list[Layer], dict[str, str]]:

@@ -47,7 +47,7 @@ def deliver(job: Job, history: list[dict[str, Any]], config: dict[str, Any]) -> 
     c = job.config
     as_paper = (c.residual, c.align, c.macs_target, c.scope) == ("independent", 1, None, "layer")
     kept = {name: len(filters) for name, filters in keep.items()}
-    blocks = job.pruning.couples.blocks
+    groups = job.pruning.prunable.groups
     macs = {layer.name: layer.macs for layer in dense.layers}
     return result.report(
         config=config,
@@ -60,9 +60,9 @@ def deliver(job: Job, history: list[dict[str, Any]], config: dict[str, Any]) -> 
         top5=accuracy(reduced, labels, top=5) if len(images.classes) >= MANY_CLASSES else None,
         equivalence=measured,
         kept=kept,
-        collapsed=at_floor(blocks, kept, c.align, c.floor) if c.scope == "global" else [],
+        collapsed=at_floor(groups, kept, c.align, c.floor) if c.scope == "global" else [],
         tuning=tuned.summary() if tuned else None,
-        kept_full=job.pruning.couples.kept_full,
+        kept_full=job.pruning.prunable.kept_full,
         problems=problems,
         train_images=images.counts[0],
     )
@@ -102,7 +102,7 @@ def tune_for(job: Job) -> tuple[tuning.Tuned | None, list[str]]:
     )
     model = copy.deepcopy(job.model).cpu()
     try:
-        return tuning.tune_apart(model, job.pruning.keep, runtime, job.pruning.couples.blocks), []
+        return tuning.tune_apart(model, job.pruning.keep, runtime, job.pruning.prunable.groups), []
     except ShippingError as error:
         return None, [f"not tuned, and maybe slower than the dense network: {error}"]
 

@@ -65,9 +65,9 @@ class Job:
         still = schedule.name == "frozen" and schedule.zero_at_start
         # The penalty's steps are not those that write_back makes up for.
         if still and schedule.train_compact and not self.config.criterion.slimming:
-            blocks, image = self.pruning.couples.blocks, self.images.image_shape
+            groups, image = self.pruning.prunable.groups, self.images.image_shape
             keep = self.pruning.keep
-            self.compacted = compacted(self.model, self.optimizer, keep, blocks, image)
+            self.compacted = compacted(self.model, self.optimizer, keep, groups, image)
         self.stepper = self.optimizer if self.compacted is None else self.compacted.optimizer
         self.pruning.watch(self.compacted)
         self.forward = spread(self.network, self.ranks)

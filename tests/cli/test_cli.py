@@ -3,54 +3,21 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 import random
 import signal
 import subprocess
 import sys
-import sysconfig
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from commands import numbers, report, run, start, wait_for
 
 import fpgm
 
-FPGM_TRAIN = str(Path(sysconfig.get_path("scripts")) / "fpgm-train")
 DIGITS = ("dataset=digits", "criterion=gm", "rate=0.4")
-
-
-def start(where: Path, *words: str, **environment: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [FPGM_TRAIN, *words], cwd=where, text=True, env={**os.environ, **environment},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        # Started in the background of a shell, the tests would hand on that SIGINT is ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
-
-
-def run(where: Path, *words: str, **environment: str) -> tuple[int, str, str]:
-    process = start(where, *words, **environment)
-    out, err = process.communicate(timeout=300)
-    return process.returncode, out, err
-
-
-def report(directory: Path) -> dict:
-    return json.loads((directory / "report.json").read_text())
-
-
-def numbers(directory: Path) -> dict:
-    """A report without its timings."""
-    return {key: value for key, value in report(directory).items() if key != "timing"}
-
-
-def wait_for(condition, process: subprocess.Popen[str], seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not condition() and process.poll() is None:
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
@@ -509,6 +476,7 @@ def test_help_and_completion_answer_in_half_a_second(
 
 
 def test_nothing_heavy_is_imported_for_help() -> None:
-    code = "import sys, fpgm, fpgm.cli.command, fpgm.training.result, fpgm.runs.run; print('torch' in sys.modules)"
+    modules = "sys, fpgm, fpgm.cli.command, fpgm.training.result, fpgm.runs.run"
+    code = f"import {modules}; print('torch' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "False"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from test_cli import numbers, report, run
+from commands import numbers, report, run
 
 
 @pytest.mark.parametrize(

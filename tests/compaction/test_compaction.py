@@ -15,7 +15,7 @@ from zoo import Mixed, Mysterious, Odd, Overwrites, Spelled, random_keep, random
 import fpgm
 from fpgm.compaction.compact import compact, equivalence, load
 from fpgm.errors import CheckpointError, GraphError
-from fpgm.graph.groups import couple
+from fpgm.graph.groups import prunable
 from fpgm.graph.trace import trace
 from fpgm.networks.layers import BorderConv2d, Expand
 from fpgm.runs import checkpoint
@@ -99,7 +99,7 @@ def test_asking_for_sizes_and_scaling_keeps_nothing_whole() -> None:
             x = nn.functional.avg_pool2d(x, x.size()[3]) - 1
             return self.fc(x.view(x.shape[0], -1))
 
-    assert couple(trace(Sizes())).layers == ("conv",)
+    assert prunable(trace(Sizes())).layers == ("conv",)
     model, keep = zeroed(0, 0.5, Sizes(), torch.float64)
     small = compact(model, keep)
     assert error(model, small, images(0, 2, 3, 8, 8, dtype=torch.float64)) <= 1e-12
@@ -166,13 +166,13 @@ def test_compact_leaves_the_network_as_it_was() -> None:
 
 
 def test_what_is_not_understood_is_kept_and_named() -> None:
-    coupled = couple(trace(Mysterious()))
-    assert coupled.layers == ("free",)
-    assert "softmax" in coupled.kept_full["shuffled"]
-    assert "grouped" in coupled.kept_full["fed"]
-    assert coupled.kept_full["twice"] == "its weight is used twice"
-    assert coupled.kept_full["grouped"] == "a grouped convolution"
-    assert coupled.kept_full["head"] == "its filters are outputs of the network"
+    tied = prunable(trace(Mysterious()))
+    assert tied.layers == ("free",)
+    assert "softmax" in tied.kept_full["shuffled"]
+    assert "grouped" in tied.kept_full["fed"]
+    assert tied.kept_full["twice"] == "its weight is used twice"
+    assert tied.kept_full["grouped"] == "a grouped convolution"
+    assert tied.kept_full["head"] == "its filters are outputs of the network"
     model, keep = zeroed(0, 0.5, Mysterious(), torch.float64)
     x = images(0, 2, 3, 9, 9, dtype=torch.float64)
     assert error(model, compact(model, keep), x) <= 1e-12
@@ -289,9 +289,9 @@ def test_layers_with_hooks_are_not_touched() -> None:
     model = fpgm.model("resnet20").eval()
     torch.nn.utils.spectral_norm(model.layer1[0].conv1)
     model.layer2[0].conv2.register_forward_hook(lambda module, inputs, output: output * 2)
-    coupled = couple(trace(model))
-    assert coupled.kept_full["layer1.0.conv1"] == "it has a hook"
-    assert coupled.kept_full["layer2.0.conv2"] == "it has a hook"
+    tied = prunable(trace(model))
+    assert tied.kept_full["layer1.0.conv1"] == "it has a hook"
+    assert tied.kept_full["layer2.0.conv2"] == "it has a hook"
     keep = fpgm.select(model, "gm", 0.4)
     fpgm.zero_(model, keep)
     assert error(model, compact(model, keep), images(0, 2, 3, 32, 32)) <= 1e-5

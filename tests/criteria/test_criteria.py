@@ -60,7 +60,7 @@ def test_gm_equals_scipy_on_any_filters(points: np.ndarray) -> None:
 @settings(deadline=None, max_examples=25)
 def test_gm_keeps_its_digits_for_near_identical_filters(seed: int, spread: float) -> None:
     base = filters(seed, 1)
-    weight = base + spread * filters(seed + 1, 300)  # more than one block of rows
+    weight = base + spread * filters(seed + 1, 300)  # more than one group of rows
     weight[7] *= 1000  # and one outlier, which moves the mean away
     vectors = weight.flatten(1).double().numpy()
     np.testing.assert_allclose(gm(weight).numpy(), cdist(vectors, vectors).sum(0), rtol=1e-6)

@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from test_cli import numbers, report, run, start, wait_for
-from test_config import compose
-from test_distributed import torchrun
+from commands import compose, numbers, report, run, start, wait_for
+from test_ranks import torchrun
 from test_schedules import FROZEN, GM, SOFT, config
 from zoo import randomised
 

@@ -24,7 +24,7 @@ ALL = sorted(NEEDS)
 
 
 class Residual(nn.Module):
-    """A stem and one residual block, every feature map within reach."""
+    """A stem and one residual group, every feature map within reach."""
 
     def __init__(self, width: int = 6) -> None:
         super().__init__()

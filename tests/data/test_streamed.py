@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_cli import report, run
+from commands import report, run
 
 from fpgm.config import Dataset
 from fpgm.data.folder import open_image

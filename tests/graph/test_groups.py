@@ -15,7 +15,7 @@ from zoo import randomised
 import fpgm
 from fpgm.compaction.compact import compact, equivalence
 from fpgm.errors import BudgetError, Error
-from fpgm.graph.groups import RESIDUAL, couple
+from fpgm.graph.groups import RESIDUAL, prunable
 from fpgm.graph.trace import trace
 from fpgm.networks.layers import Expand, Pick
 from fpgm.selection.budget import rate_nearest, rate_under
@@ -43,8 +43,8 @@ def count(model: torch.nn.Module, *kinds: type) -> int:
 @pytest.mark.parametrize("name", TORCHVISION)
 def test_any_torchvision_network_is_compacted_exactly(name: str, residual: str) -> None:
     model = randomised(made(name), 0, torch.float64)
-    blocks = couple(trace(model), residual).blocks
-    keep = fpgm.select(model, "random", 0.5, blocks=blocks)
+    groups = prunable(trace(model), residual).groups
+    keep = fpgm.select(model, "random", 0.5, groups=groups)
     fpgm.zero_(model, keep)
     x = torch.randn(2, 3, 64, 70, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     found = equivalence(model, compact(model, keep), x)
@@ -55,10 +55,10 @@ def test_any_torchvision_network_is_compacted_exactly(name: str, residual: str) 
 def test_every_convolution_is_pruned_or_its_reason_is_given(name: str) -> None:
     model = made(name)
     for residual in RESIDUAL:
-        coupled = couple(trace(model), residual)
+        tied = prunable(trace(model), residual)
         names = {n for n, m in model.named_modules() if isinstance(m, torch.nn.Conv2d)}
-        assert set(coupled.layers) | set(coupled.kept_full) == names
-        assert not set(coupled.layers) & set(coupled.kept_full)
+        assert set(tied.layers) | set(tied.kept_full) == names
+        assert not set(tied.layers) & set(tied.kept_full)
 
 
 @pytest.mark.parametrize("arch", ["resnet20", "resnet56", "resnet18", "resnet50"])
@@ -85,9 +85,9 @@ def test_shared_members_of_a_stream_keep_the_same_channels() -> None:
 
 
 def test_inner_leaves_the_streams_whole() -> None:
-    coupled = couple(trace(fpgm.model("resnet18")), "inner")
-    assert set(coupled.layers) == {f"layer{i}.{j}.conv1" for i in (1, 2, 3, 4) for j in (0, 1)}
-    assert coupled.kept_full["conv1"] == "writes into a residual stream"
+    tied = prunable(trace(fpgm.model("resnet18")), "inner")
+    assert set(tied.layers) == {f"layer{i}.{j}.conv1" for i in (1, 2, 3, 4) for j in (0, 1)}
+    assert tied.kept_full["conv1"] == "writes into a residual stream"
 
 
 def test_depthwise_filters_go_with_what_they_read() -> None:
@@ -100,7 +100,7 @@ def test_depthwise_filters_go_with_what_they_read() -> None:
 def test_squeeze_excite_gates_go_with_what_they_multiply() -> None:
     model = made("efficientnet_b0")
     keep = fpgm.select(model, "gm", 0.5)
-    assert torch.equal(keep["features.2.0.block.1.0"], keep["features.2.0.block.2.fc2"])
+    assert torch.equal(keep["features.2.0.group.1.0"], keep["features.2.0.group.2.fc2"])
 
 
 @given(st.integers(1, 2048), st.floats(0, 0.999), st.sampled_from([1, 8, 16, 32]))
@@ -119,23 +119,23 @@ def test_aligned_counts_are_multiples_nearest_to_the_rate_and_never_empty(
 def test_every_layer_gets_its_count_also_where_it_is_made_of_several_blocks(
     rate: float, align: int, residual: str
 ) -> None:
-    blocks = couple(trace(RESNET20), residual).blocks
-    keep = fpgm.select(RESNET20, "l2", rate, align=align, blocks=blocks)
+    groups = prunable(trace(RESNET20), residual).groups
+    keep = fpgm.select(RESNET20, "l2", rate, align=align, groups=groups)
     for name, kept in keep.items():
         filters = RESNET20.get_submodule(name).out_channels
         assert len(kept) == kept_count(filters, rate, align)
         assert torch.equal(kept, kept.unique())
-    assert all(c <= len(b) for b, c in zip(blocks, kept_counts(blocks, rate, align), strict=True))
+    assert all(c <= len(b) for b, c in zip(groups, kept_counts(groups, rate, align), strict=True))
 
 
 RESNET20 = fpgm.model("resnet20")
 
 
 def macs_at(residual: str, align: int):
-    blocks = couple(trace(RESNET20), residual).blocks
+    groups = prunable(trace(RESNET20), residual).groups
 
     def macs(rate: float) -> int:
-        keep = fpgm.select(RESNET20, "gm", rate, align=align, blocks=blocks)
+        keep = fpgm.select(RESNET20, "gm", rate, align=align, groups=groups)
         return fpgm.cost(compact(RESNET20, keep), (3, 32, 32)).macs
 
     return macs

@@ -14,15 +14,14 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from commands import compose, report, run, wait_for
 from hypothesis import given
 from hypothesis import strategies as st
-from test_cli import report, run, wait_for
-from test_config import compose
-from test_streaming import WORDS as STREAMED
+from test_streamed import WORDS as STREAMED
 
 from fpgm.config import Config
 from fpgm.errors import Error
-from fpgm.machine.device import ranks as distributed
+from fpgm.machine import ranks as distributed
 from fpgm.machine.ranks import Ranks, check_agreement, check_batch
 from fpgm.runs.checkpoint import read
 from fpgm.training.loop import resume

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_config import compose
+from commands import compose
 from torch import nn
 
 import fpgm
 from fpgm.config import Config
-from fpgm.graph.groups import couple
+from fpgm.graph.groups import prunable
 from fpgm.graph.trace import trace
 from fpgm.methods import compacted as compact_training
 from fpgm.training import loop as training
@@ -37,11 +37,11 @@ def always(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def try_compacted(model: nn.Module, rate: float, align: int = 1, residual: str = "inner"):
-    blocks = couple(trace(model), residual).blocks
-    keep = fpgm.select(model, "gm", rate, align=align, blocks=blocks)
+    groups = prunable(trace(model), residual).groups
+    keep = fpgm.select(model, "gm", rate, align=align, groups=groups)
     fpgm.zero_(model, keep)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    return compact_training.compacted(model, optimizer, keep, blocks, (3, 32, 32))
+    return compact_training.compacted(model, optimizer, keep, groups, (3, 32, 32))
 
 
 def in_float64(job: Job) -> None:

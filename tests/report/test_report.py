@@ -17,9 +17,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from commands import compose
 from hypothesis import given
 from hypothesis import strategies as st
-from test_config import compose
 
 from fpgm import page
 from fpgm.config import Config

@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from commands import CONFIGS, compose, report, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from test_cli import report, run
-from test_config import CONFIGS, compose
 
 from fpgm.config import Config
 from fpgm.errors import Error

@@ -13,12 +13,12 @@ from zoo import randomised
 import fpgm
 from fpgm.compaction.compact import compact
 from fpgm.errors import Error
-from fpgm.graph.groups import RESIDUAL, Block, couple
+from fpgm.graph.groups import RESIDUAL, Group, prunable
 from fpgm.graph.trace import trace
 from fpgm.selection.ranking import (
     NORMALISATIONS,
     at_floor,
-    block_scores,
+    group_scores,
     kept_in_one_ranking,
     least_kept,
     normalised,
@@ -27,7 +27,7 @@ from fpgm.selection.ranking import (
 from fpgm.selection.select import select, zero_
 
 MODEL = randomised(fpgm.model("resnet20"), 0)
-BLOCKS = {mode: couple(trace(MODEL), mode).blocks for mode in RESIDUAL}
+BLOCKS = {mode: prunable(trace(MODEL), mode).groups for mode in RESIDUAL}
 
 seeds = st.integers(0, 2**31)
 rates = st.floats(0, 0.9)
@@ -35,19 +35,19 @@ aligns = st.sampled_from([1, 4, 8])
 floors = st.sampled_from([0.0, 0.05, 0.1])
 
 
-def drawn(seed: int, sizes: list[int]) -> tuple[list[Block], list[torch.Tensor]]:
+def drawn(seed: int, sizes: list[int]) -> tuple[list[Group], list[torch.Tensor]]:
     """Single layers of these sizes and scores for them."""
     g = torch.Generator().manual_seed(seed)
-    blocks = [Block(((str(i), torch.arange(n)),)) for i, n in enumerate(sizes)]
-    return blocks, [torch.rand(n, generator=g, dtype=torch.float64) for n in sizes]
+    groups = [Group(((str(i), torch.arange(n)),)) for i, n in enumerate(sizes)]
+    return groups, [torch.rand(n, generator=g, dtype=torch.float64) for n in sizes]
 
 
 @given(seeds, st.lists(st.integers(1, 30), min_size=1, max_size=6), rates, floors)
 def test_the_lowest_of_the_network_go_until_a_layer_is_at_its_floor(
     seed: int, sizes: list[int], rate: float, floor: float
 ) -> None:
-    blocks, scores = drawn(seed, sizes)
-    counts = kept_in_one_ranking(blocks, scores, rate, 1, floor)
+    groups, scores = drawn(seed, sizes)
+    counts = kept_in_one_ranking(groups, scores, rate, 1, floor)
     left, quota = list(sizes), pruned_count(sum(sizes), rate)
     pairs = sorted((float(s), i) for i, own in enumerate(scores) for s in own)
     for _, i in pairs:  # by hand: from the lowest up, passing over layers at the floor
@@ -62,8 +62,8 @@ def test_the_lowest_of_the_network_go_until_a_layer_is_at_its_floor(
 def test_global_selection_keeps_floor_alignment_and_count_for_any_structure(
     seed: int, rate: float, align: int, floor: float, residual: str, how: str
 ) -> None:
-    blocks = BLOCKS[residual]
-    keep = select(MODEL, "random", rate, align=align, seed=seed, blocks=blocks, scope="global",
+    groups = BLOCKS[residual]
+    keep = select(MODEL, "random", rate, align=align, seed=seed, groups=groups, scope="global",
                   normalise=how, floor=floor)  # fmt: skip
     filters = {name: MODEL.get_submodule(name).out_channels for name in keep}
     for name, kept in keep.items():
@@ -72,8 +72,8 @@ def test_global_selection_keeps_floor_alignment_and_count_for_any_structure(
         assert torch.equal(kept, kept.unique())
     gone = sum(filters.values()) - sum(map(len, keep.values()))
     assert gone <= pruned_count(sum(filters.values()), rate)
-    for block in blocks:  # what is tied stays tied
-        rows = [torch.isin(own, keep[name]) for name, own in block.members]
+    for group in groups:  # what is tied stays tied
+        rows = [torch.isin(own, keep[name]) for name, own in group.members]
         assert all(torch.equal(row, rows[0]) for row in rows)
 
 
@@ -86,8 +86,8 @@ NORMS = st.sampled_from(NORMALISATIONS)
 def test_what_is_zeroed_is_chosen_again_whatever_the_rest_has_learnt(
     seed: int, rate: float, align: int, residual: str, criterion: str, how: str
 ) -> None:
-    model, blocks = copy.deepcopy(MODEL), BLOCKS[residual]
-    options = {"align": align, "blocks": blocks, "scope": "global", "normalise": how}
+    model, groups = copy.deepcopy(MODEL), BLOCKS[residual]
+    options = {"align": align, "groups": groups, "scope": "global", "normalise": how}
     keep = select(model, criterion, rate, **options)
     g = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
@@ -133,17 +133,17 @@ def test_normalised_scores_keep_their_order_and_lose_their_scale(seed: int, scal
 
 
 def test_a_tied_channel_is_judged_by_the_layers_where_it_lives() -> None:
-    block = Block((("a", torch.tensor([0, 1, 2])), ("b", torch.tensor([2, 1, 0]))))
+    group = Group((("a", torch.tensor([0, 1, 2])), ("b", torch.tensor([2, 1, 0]))))
     dead = -torch.inf
     scores = {"a": torch.tensor([1.0, dead, 3.0]), "b": torch.tensor([dead, dead, 4.0])}
-    assert block_scores(block, scores, "none").tolist() == [2.5, dead, 3.0]
-    assert block_scores(block, scores).tolist() == [0.75, dead, 1.5]  # over means of 2 and 4
+    assert group_scores(group, scores, "none").tolist() == [2.5, dead, 3.0]
+    assert group_scores(group, scores).tolist() == [0.75, dead, 1.5]  # over means of 2 and 4
 
 
 def test_collapsed_layers_are_those_at_the_floor() -> None:
-    blocks, _ = drawn(0, [10, 20, 1])
-    assert at_floor(blocks, {"0": 1, "1": 3, "2": 1}, 1, 0.1) == ["0"]
-    assert at_floor(blocks, {"0": 8, "1": 8, "2": 1}, 8, 0.1) == ["0", "1"]
+    groups, _ = drawn(0, [10, 20, 1])
+    assert at_floor(groups, {"0": 1, "1": 3, "2": 1}, 1, 0.1) == ["0"]
+    assert at_floor(groups, {"0": 8, "1": 8, "2": 1}, 8, 0.1) == ["0", "1"]
 
 
 def test_order_of_the_filters_does_not_matter_to_one_ranking() -> None:

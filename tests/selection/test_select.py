@@ -12,7 +12,6 @@ import fpgm
 from fpgm.criteria import CRITERIA
 from fpgm.criteria.evidence import NEEDS
 from fpgm.errors import Error
-from fpgm.graph.groups import couple
 from fpgm.graph.trace import trace
 from fpgm.selection.ranking import pruned_count
 from fpgm.selection.select import pruned, select, zero_
@@ -125,9 +124,7 @@ def test_unknown_criterion_lists_the_choices() -> None:
 def test_all_convolutions_are_pruned_but_projection_shortcuts(
     arch: str, prunable: int, projections: int
 ) -> None:
-    coupled = couple(trace(fpgm.model(arch)))
-    assert len(coupled.layers) == prunable
-    assert all(
-        "downsample" in name and "projection" in why for name, why in coupled.kept_full.items()
-    )
-    assert len(coupled.kept_full) == projections
+    tied = prunable(trace(fpgm.model(arch)))
+    assert len(tied.layers) == prunable
+    assert all("downsample" in name and "projection" in why for name, why in tied.kept_full.items())
+    assert len(tied.kept_full) == projections

@@ -41,7 +41,7 @@ def run_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, network in (("zeroed.pt", model), ("compact.pt", compact(model, keep))):
         checkpoint.write(directory / name, {**shared, "state_dict": network.state_dict()})
     (directory / "report.json").write_text("{}")
-    from test_config import compose
+    from commands import compose
 
     (directory / "config.yaml").write_text(json.dumps(compose("dataset=digits")))
     return directory

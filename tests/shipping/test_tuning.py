@@ -18,7 +18,7 @@ import fpgm
 from fpgm.compaction import ballast as emission
 from fpgm.compaction.compact import compact, equivalence, load
 from fpgm.errors import ShippingError
-from fpgm.graph.groups import RESIDUAL, couple
+from fpgm.graph.groups import RESIDUAL, prunable
 from fpgm.graph.trace import trace
 from fpgm.networks.layers import BorderConv2d, Expand
 from fpgm.runs.checkpoint import write
@@ -40,7 +40,7 @@ def pruned(name: str, residual: str, rate: float = 0.5, seed: int = 0):
     keep = fpgm.select(model, "random", rate, residual=residual, seed=seed)
     fpgm.zero_(model, keep)
     graph = trace(model)
-    return model, keep, graph, couple(graph, residual).blocks
+    return model, keep, graph, prunable(graph, residual).groups
 
 
 def error(model: nn.Module, small: nn.Module, size: int = 64) -> float:
@@ -61,11 +61,11 @@ def maps(network: nn.Module) -> int:
 @pytest.mark.parametrize("residual", RESIDUAL)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_form_computes_the_same_function(name: str, residual: str) -> None:
-    model, keep, graph, blocks = pruned(name, residual)
+    model, keep, graph, groups = pruned(name, residual)
     widened = emission.widened(graph, keep, {}, emission.groups(graph, keep))
     forms = [widened, emission.everything(graph, keep)]
-    forms += [emission.rounded(graph, keep, emit, blocks, 8) for emit in ({}, widened)]
-    forms += [emission.rounded(graph, keep, widened, blocks, 1)]
+    forms += [emission.rounded(graph, keep, emit, groups, 8) for emit in ({}, widened)]
+    forms += [emission.rounded(graph, keep, widened, groups, 1)]
     for emit in forms:
         assert error(model, compact(model, keep, emit)) <= 1e-12
 
@@ -73,16 +73,16 @@ def test_every_form_computes_the_same_function(name: str, residual: str) -> None
 @given(seed=st.integers(0, 10_000), rate=st.floats(0.1, 0.9), multiple=st.integers(1, 9))
 @settings(deadline=None, max_examples=15)
 def test_one_constant_channel_can_carry_all_others(seed: int, rate: float, multiple: int) -> None:
-    model, keep, graph, blocks = pruned("resnet20", "inner", rate, seed)
-    emit = emission.rounded(graph, keep, {}, blocks, multiple)
+    model, keep, graph, groups = pruned("resnet20", "inner", rate, seed)
+    emit = emission.rounded(graph, keep, {}, groups, multiple)
     assert error(model, compact(model, keep, emit), 33) <= 1e-12
 
 
 def test_widened_adds_need_no_scatter_and_a_carrier_no_map() -> None:
-    model, keep, graph, blocks = pruned("resnet20", "independent")
+    model, keep, graph, groups = pruned("resnet20", "independent")
     cut = compact(model, keep)
     widened = emission.widened(graph, keep, {}, emission.groups(graph, keep))
-    carried = emission.rounded(graph, keep, widened, blocks, 1)
+    carried = emission.rounded(graph, keep, widened, groups, 1)
     assert expands(cut) > 2
     assert maps(cut) > 2
     assert expands(compact(model, keep, widened)) == 2  # the zeros of the two shortcuts A
@@ -92,8 +92,8 @@ def test_widened_adds_need_no_scatter_and_a_carrier_no_map() -> None:
 
 
 def test_widths_are_rounded_up_and_never_beyond_the_layer() -> None:
-    _, keep, graph, blocks = pruned("resnet20", "inner", 0.3)
-    emit = emission.rounded(graph, keep, {}, blocks, 8)
+    _, keep, graph, groups = pruned("resnet20", "inner", 0.3)
+    emit = emission.rounded(graph, keep, {}, groups, 8)
     for name, kept in keep.items():
         width = len(emit.get(name, kept))
         assert len(kept) <= width <= graph.filters(name)
@@ -108,7 +108,7 @@ def test_a_tuned_network_loads_again(tmp_path: Path) -> None:
     fpgm.zero_(model, keep)
     graph = trace(model)
     emit = emission.widened(graph, keep, {}, emission.groups(graph, keep))
-    emit = emission.rounded(graph, keep, emit, couple(graph).blocks, 4)
+    emit = emission.rounded(graph, keep, emit, prunable(graph).groups, 4)
     small = compact(model, keep, emit)
     saved = {"arch": arch, "keep": keep, "emit": emit, "state_dict": small.state_dict()}
     write(tmp_path / "compact.pt", saved)
@@ -151,7 +151,7 @@ def test_the_fastest_form_is_chosen(monkeypatch: pytest.MonkeyPatch, price, form
 
 
 def test_a_run_ships_the_form_that_is_fastest(tmp_path: Path) -> None:
-    from test_cli import report, run
+    from commands import report, run
 
     words = ["dataset=digits", "epochs=1", "rate=0.4", "tune=true", "target_batch=16"]
     status, out, err = run(tmp_path, *words, "hydra.run.dir=r")
@@ -174,7 +174,7 @@ def test_missing_runtime_is_named_before_training(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_run_that_cannot_be_tuned_is_shipped_as_cut_and_says_so(tmp_path: Path) -> None:
-    from test_cli import report, run
+    from commands import report, run
 
     words = ["dataset=digits", "epochs=1", "rate=0.4", "tune=true", f"target_batch={10**12}"]
     status, out, err = run(tmp_path, *words, "hydra.run.dir=r")
@@ -200,8 +200,8 @@ def crash(*_: object) -> None:
 def test_a_runtime_that_crashes_does_not_take_the_network_with_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    model, keep, _, blocks = pruned("resnet20", "inner")
+    model, keep, _, groups = pruned("resnet20", "inner")
     monkeypatch.setattr(tuning, "tune", crash)
     target = tuning.Target("openvino", (3, 32, 32), 1, 1)
     with pytest.raises(ShippingError, match="target=openvino: it crashed"):
-        tuning.tune_apart(model, keep, target, blocks)
+        tuning.tune_apart(model, keep, target, groups)

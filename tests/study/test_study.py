@@ -27,7 +27,7 @@ from fpgm.study.scoring import live_layers
 from fpgm.study.settings import Settings
 from fpgm.study.subject import Subject, find
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 DIGITS = Dataset(
     name="digits", root=None, image_size=None, pad=0, flip=False, workers=None, on_error="stop"
 )

@@ -276,9 +276,9 @@ def test_battery_is_scipys_and_numpys() -> None:
     ks = stats.kstest(values, "norm", args=(values.mean(), values.std())).statistic
     assert found["ks"] == pytest.approx(ks)
     r = np.abs(np.corrcoef(weight.reshape(20, -1).T))
-    block = np.kron(np.eye(6), np.ones((9, 9))).astype(bool)
-    assert found["correlation_inside"] == pytest.approx(r[block & ~np.eye(54, dtype=bool)].mean())
-    assert found["correlation_between"] == pytest.approx(r[~block].mean())
+    group = np.kron(np.eye(6), np.ones((9, 9))).astype(bool)
+    assert found["correlation_inside"] == pytest.approx(r[group & ~np.eye(54, dtype=bool)].mean())
+    assert found["correlation_between"] == pytest.approx(r[~group].mean())
     variances = weight.reshape(20, -1).var(0, ddof=1)
     assert found["variance_cv"] == pytest.approx(stats.variation(variances))
     unit = weight.reshape(20, -1) / np.linalg.norm(weight.reshape(20, -1), axis=1)[:, None]

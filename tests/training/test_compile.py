@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_compact_training import in_float64
-from test_compact_training import job as prepared
+from test_compacted import in_float64
+from test_compacted import job as prepared
 from torch._dynamo.utils import counters
 
 from fpgm.training.loop import one_epoch, resume

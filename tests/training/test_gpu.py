@@ -7,8 +7,8 @@ from pathlib import Path
 import emulated_gpu
 import pytest
 import torch
+from commands import compose
 from emulated_gpu import OnGpu, emulate, waits
-from test_config import compose
 
 import fpgm.training.loop
 from fpgm.config import Config
