@@ -32,25 +32,25 @@ __all__ = [
     "zero_",
 ]
 
+_MODULES = {"criteria": "fpgm.criteria", "evidence": "fpgm.criteria.evidence"}
 _HOME = {
-    "Error": "errors",
-    "compact": "compaction.compact",
-    "cost": "graph.cost",
-    "criteria": "criteria",
-    "equivalence": "compaction.compact",
-    "evidence": "criteria.evidence",
-    "load": "compaction.compact",
-    "model": "networks.models",
-    "select": "selection.select",
-    "zero_": "selection.select",
+    "Error": "fpgm.errors",
+    "compact": "fpgm.compaction.compact",
+    "cost": "fpgm.graph.cost",
+    "equivalence": "fpgm.compaction.compact",
+    "load": "fpgm.compaction.compact",
+    "model": "fpgm.networks.models",
+    "select": "fpgm.selection.select",
+    "zero_": "fpgm.selection.select",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'fpgm' has no attribute {name!r}")
-    module = importlib.import_module(f"fpgm.{_HOME[name]}")
-    return module if module.__name__.endswith(f".{name}") else getattr(module, name)
+    if name in _MODULES:
+        return importlib.import_module(_MODULES[name])
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'fpgm' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -100,7 +100,7 @@ def test_depthwise_filters_go_with_what_they_read() -> None:
 def test_squeeze_excite_gates_go_with_what_they_multiply() -> None:
     model = made("efficientnet_b0")
     keep = fpgm.select(model, "gm", 0.5)
-    assert torch.equal(keep["features.2.0.group.1.0"], keep["features.2.0.group.2.fc2"])
+    assert torch.equal(keep["features.2.0.block.1.0"], keep["features.2.0.block.2.fc2"])
 
 
 @given(st.integers(1, 2048), st.floats(0, 0.999), st.sampled_from([1, 8, 16, 32]))

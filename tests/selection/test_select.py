@@ -12,6 +12,7 @@ import fpgm
 from fpgm.criteria import CRITERIA
 from fpgm.criteria.evidence import NEEDS
 from fpgm.errors import Error
+from fpgm.graph.groups import prunable
 from fpgm.graph.trace import trace
 from fpgm.selection.ranking import pruned_count
 from fpgm.selection.select import pruned, select, zero_
@@ -117,14 +118,14 @@ def test_unknown_criterion_lists_the_choices() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arch", "prunable", "projections"),
+    ("arch", "layers", "projections"),
     [("resnet20", 19, 0), ("resnet56", 55, 0), ("vgg16", 13, 0), ("resnet18", 17, 3),
      ("resnet34", 33, 3), ("resnet50", 49, 4), ("resnet101", 100, 4)],
 )  # fmt: skip
 def test_all_convolutions_are_pruned_but_projection_shortcuts(
-    arch: str, prunable: int, projections: int
+    arch: str, layers: int, projections: int
 ) -> None:
     tied = prunable(trace(fpgm.model(arch)))
-    assert len(tied.layers) == prunable
+    assert len(tied.layers) == layers
     assert all("downsample" in name and "projection" in why for name, why in tied.kept_full.items())
     assert len(tied.kept_full) == projections
