@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from fpgm.errors import Error
     from fpgm.graph.cost import cost
     from fpgm.networks.models import model
-    from fpgm.selection.select import select, zero_
+    from fpgm.selection.select import select
+    from fpgm.selection.zero import zero_
 
 __version__ = "0.1.0"
 __all__ = [
@@ -41,7 +42,7 @@ _HOME = {
     "load": "fpgm.compaction.compact",
     "model": "fpgm.networks.models",
     "select": "fpgm.selection.select",
-    "zero_": "fpgm.selection.select",
+    "zero_": "fpgm.selection.zero",
 }
 
 

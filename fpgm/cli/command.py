@@ -10,7 +10,6 @@ import logging
 import os
 import re
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,12 +19,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 import fpgm
-from fpgm.cli.explain import CONFIGS, explain
-from fpgm.config import Config
+from fpgm.cli.explain import explain
+from fpgm.config import CONFIGS
 from fpgm.runs import grid
 from fpgm.runs.baseline import find_baseline
 
 if TYPE_CHECKING:
+    from fpgm.config import Config
     from fpgm.runs.run import Run
 
 
@@ -93,13 +93,14 @@ def run_job(words: DictConfig, directory: Path) -> None:
     """Print the result of a run that is done, or train it from where it stands."""
     from fpgm.runs.run import Run
     from fpgm.training.result import result_line, table
+    from fpgm.training.task import asked
 
-    config = Config.of(OmegaConf.to_container(words, resolve=True))  # type: ignore[arg-type]
+    config = asked(OmegaConf.to_container(words, resolve=True))  # type: ignore[arg-type]
     if config.pretrained == "baseline":
         given = HydraConfig.get().overrides
         place = [word for word in given.hydra if word.startswith("hydra.sweep.dir=")]
         baseline = find_baseline(directory, config.as_dict(), [*given.task, *place])
-        config = replace(config, pretrained=str(baseline))
+        config = config.model_copy(update={"pretrained": str(baseline)})
     if RANK:
         follow(config, directory)
         return
@@ -121,14 +122,17 @@ def run_job(words: DictConfig, directory: Path) -> None:
 def lead(config: Config, run: Run, done: bool) -> None:
     """Train, and tell the other processes, if there are any, whether there is anything to do."""
     from fpgm.machine.ranks import from_first, join
+    from fpgm.training.finish import finish
     from fpgm.training.loop import train
     from fpgm.training.result import table
+    from fpgm.training.task import prepare
 
     ranks = join(config.device)
     if from_first(not done, ranks):
-        trained = train(config, run, ranks)
-        assert trained is not None
-        logging.getLogger("fpgm").info(table(trained, str(run.directory)))
+        task = prepare(config, run.directory, ranks)
+        train(task, run)
+        report = finish(task, run)
+        logging.getLogger("fpgm").info(table(report, str(run.directory)))
     from_first(None, ranks)  # the others wait for the report
 
 
@@ -137,11 +141,12 @@ def follow(config: Config, directory: Path) -> None:
     from fpgm.machine.ranks import from_first, join
     from fpgm.runs.run import Run
     from fpgm.training.loop import train
+    from fpgm.training.task import prepare
 
     logging.getLogger("fpgm").setLevel(logging.ERROR)
     ranks = join(config.device)
     if from_first(None, ranks):
-        train(config, Run(directory, config.as_dict()), ranks)
+        train(prepare(config, directory, ranks), Run(directory, config.as_dict()))
     from_first(None, ranks)
 
 

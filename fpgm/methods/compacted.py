@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from types import EllipsisType
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from fpgm.graph.cost import cost
 from fpgm.graph.followers import is_relu
 from fpgm.graph.groups import Group
 from fpgm.graph.trace import ChannelGraph, trace
+from fpgm.methods.method import Method, Schedule, Task, Trained
 
 Place = tuple[Tensor, ...] | EllipsisType  # of the compact parameter's entries in the full one
 
@@ -31,9 +33,38 @@ MULTIPLE = 8  # of channels: others take longer than they save
 WORTH = 0.75  # of the MACs: above it, time is not saved either (docs/performance.md)
 
 
+class CompactTraining(Method):
+    """Trains the compact network in place of the one at full width, wherever that is exact."""
+
+    def __init__(self, task: Task, schedule: Schedule) -> None:
+        super().__init__(task)
+        self._schedule = schedule
+        self._keep: Mapping[str, Tensor] | None = None
+        self._compacted: Compacted | None = None
+        self._steps = 0
+
+    def before_epoch(self, epoch: int) -> None:
+        self._steps, keep = 0, self._schedule.keep
+        before = self._keep
+        if before is not None and all(torch.equal(keep[name], before[name]) for name in keep):
+            return  # what is compiled stays compiled
+        full = self.task.full
+        groups, image = self.task.prunable.groups, self.task.image_shape
+        self._keep = keep
+        self._compacted = compacted(full.network, full.optimizer, keep, groups, image)
+        self.task.train(full if self._compacted is None else self._compacted.trained)
+
+    def after_step(self) -> None:
+        self._steps += 1
+
+    def after_epoch(self, epoch: int) -> dict[str, Any]:
+        if self._compacted is not None:
+            self._compacted.write_back(self._steps)
+        return {}
+
+
 class Compacted:
-    """network: the compact network that is trained in place of `model`; optimizer: over its
-    parameters; rows: convolution -> the filters of the full one that it has."""
+    """trained: the compact network that is trained in place of `model`, and its optimizer."""
 
     def __init__(
         self,
@@ -42,38 +73,36 @@ class Compacted:
         network: nn.Module,
         places: Mapping[str, Place],
     ) -> None:
-        self.network = network.train().to(memory_format=torch.channels_last)
-        self.optimizer = torch.optim.SGD(network.parameters(), **optimizer.defaults)
+        network = network.train().to(memory_format=torch.channels_last)
+        narrow = torch.optim.SGD(network.parameters(), **optimizer.defaults)
         self._model, self._full, self._places = model, optimizer, places
+        self.trained = Trained(network, narrow, dict(_rows(places)))
         full = dict(model.named_parameters())
         for name, parameter in network.named_parameters():
             buffer = optimizer.state[full[name]].get("momentum_buffer")
             if buffer is not None:
                 own = torch.empty_like(parameter).copy_(buffer[places[name]])
-                self.optimizer.state[parameter]["momentum_buffer"] = own
-
-    def rows(self, convolution: str) -> Tensor:
-        place = self._places[f"{convolution}.weight"]
-        assert isinstance(place, tuple)
-        return place[0].flatten()
+                narrow.state[parameter]["momentum_buffer"] = own
 
     @torch.no_grad()
     def write_back(self, steps: int) -> None:
         """Bring the full-width network and its optimizer to where `steps` steps have led."""
-        (keeps, drifts), (gains, lasts) = _decay(self.optimizer.param_groups[0], steps).tolist()
-        trained = dict(self.network.named_parameters())
+        (keeps, drifts), (gains, lasts) = _decay(
+            self.trained.optimizer.param_groups[0], steps
+        ).tolist()
+        trained = dict(self.trained.network.named_parameters())
         for name, full in self._model.named_parameters():
             place, state = self._places[name], self._full.state[full]
             before = state.get("momentum_buffer", torch.zeros_like(full))
             value = keeps * full + drifts * before
             momentum = gains * full + lasts * before
             value[place] = trained[name]
-            own = self.optimizer.state[trained[name]].get("momentum_buffer")
+            own = self.trained.optimizer.state[trained[name]].get("momentum_buffer")
             if own is not None:
                 momentum[place] = own
                 state["momentum_buffer"] = momentum
             full.copy_(value)
-        buffers = dict(self.network.named_buffers())
+        buffers = dict(self.trained.network.named_buffers())
         for name, module in self._model.named_modules():
             if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
                 for kind in ("running_mean", "running_var"):
@@ -81,6 +110,13 @@ class Compacted:
                     full *= (1 - (module.momentum or 0)) ** steps  # of a channel that is all zeros
                     full[self._places[f"{name}.{kind}"]] = buffers[f"{name}.{kind}"]
                 module.num_batches_tracked = buffers[f"{name}.num_batches_tracked"].clone()
+
+
+def _rows(places: Mapping[str, Place]) -> Iterator[tuple[str, Tensor]]:
+    """Convolution -> the filters of the full one that the compact one has."""
+    for name, place in places.items():
+        if name.endswith(".weight") and isinstance(place, tuple) and place[0].dim() >= 1:
+            yield name.removesuffix(".weight"), place[0].flatten()
 
 
 def compacted(

@@ -11,7 +11,6 @@ from typing import Any
 
 import yaml
 
-from fpgm.config import completed
 from fpgm.errors import Error
 from fpgm.runs import grid
 from fpgm.runs.run import SCHEMA
@@ -58,7 +57,7 @@ def read(directory: Path) -> Found:
         content = yaml.safe_load((directory / "config.yaml").read_text())
         if not isinstance(content, dict) or not {"epochs", "seed", "rate"} <= content.keys():
             raise ValueError("config.yaml is not one of a run")
-        config = completed(content)
+        config = content
         history = _history(directory / "history.csv")
     except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
         line = str(error).splitlines()[0]

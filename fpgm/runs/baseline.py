@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fpgm.config import completed, flatten
+from fpgm.config import flatten
 from fpgm.errors import Error
 from fpgm.runs.run import read_config
 
@@ -57,6 +57,6 @@ def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
     # workers and on_error: how images are read, not which.
     return {
         key: value
-        for key, value in flatten(completed(config)).items()
+        for key, value in flatten(config).items()
         if key.startswith(keys) and key not in ("dataset.workers", "dataset.on_error")
     }

@@ -68,7 +68,7 @@ def restore_epoch(directory: Path) -> tuple[dict[str, Any] | None, str | None]:
         path = directory / name
         if path.exists():
             try:
-                state = read(path, ("model", "optimizer", "keep", "history"))
+                state = read(path, ("model", "optimizer", "methods", "history"))
             except CheckpointError as error:
                 problems.append(str(error))
                 os.replace(path, path.with_suffix(".pt.damaged"))

@@ -21,7 +21,7 @@ from typing import Any
 
 import yaml
 
-from fpgm.config import completed, differences, flatten
+from fpgm.config import differences, flatten
 from fpgm.errors import Error
 from fpgm.runs.files import uninterrupted, write_text
 
@@ -36,7 +36,7 @@ def read_config(directory: Path) -> dict[str, Any]:
     path = directory / "config.yaml"
     if not path.exists():
         raise Error(f"{directory}: no config.yaml, so it is no run directory")
-    return completed(yaml.safe_load(path.read_text()))
+    return dict(yaml.safe_load(path.read_text()))
 
 
 class Run:
@@ -187,7 +187,7 @@ class Run:
             (self.directory / n).exists() for n in ("last.pt", "previous.pt", "report.json")
         )
         if path.exists() and begun:
-            changed = differences(read_config(self.directory), completed(self.config))
+            changed = differences(read_config(self.directory), self.config)
             if changed:
                 raise Error(
                     f"{self.directory} holds a run of another configuration ({'; '.join(changed)}):"

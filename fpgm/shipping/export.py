@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from fpgm import config
 from fpgm.compaction.compact import compare, load
-from fpgm.config import Config
-from fpgm.data import memory as data
+from fpgm.data.sets import load as load_images
 from fpgm.errors import Error, ShippingError
 from fpgm.runs.run import read_config
 from fpgm.shipping.folding import fold
@@ -74,8 +74,8 @@ def export_run(directory: Path, kind: str, dynamic: bool) -> tuple[Path, dict[st
         )
     if kind == "onnx" and importlib.util.find_spec("onnxruntime") is None:
         raise ShippingError("--format onnx: needs pip install 'fpgm[export]'")
-    config = Config.of(read_config(directory))
-    images = data.load(config.dataset, torch.device("cpu"))
+    dataset = config.dataset(read_config(directory)["dataset"])
+    images = load_images(torch.device("cpu"), **dataset.model_dump())
     network = load(directory / "compact.pt")
     path = directory / f"compact.{kind}"
     export(network, path, images.image_shape, dynamic)
