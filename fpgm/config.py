@@ -65,8 +65,8 @@ class Criterion(_Named):
     batches: int | None = Field(None, ge=1, examples=["10"])
 
 
-class Schedule(_Named):
-    """The method that owns the selection: an entry of methods.METHODS."""
+class Method(_Named):
+    """name: an entry of methods.METHODS, or module:Class of your own."""
 
 
 class Optimizer(_Section):
@@ -87,7 +87,7 @@ class Config(_Section):
     network's MACs, in place of rate; residual: see graph.groups; align: kept counts are multiples
     of it; scope: the same rate in each layer, or one ranking over the network, by scores normalised
     as scope_norm says (selection.ranking) and with the share `floor` of each layer left alone;
-    method: what else happens to the filters, beside the schedule, method -> its options;
+    schedule: the method that owns the selection; method: what else is done to the filters;
     pretrained: a run directory or a checkpoint to start from; tune: whether the compact
     network gets the form that is fastest on `target` with batches of target_batch images; compile:
     train with torch.compile."""
@@ -95,8 +95,8 @@ class Config(_Section):
     dataset: Dataset
     arch: str
     criterion: Criterion
-    schedule: Schedule
-    method: dict[str, dict[str, Any]]
+    schedule: Method
+    method: dict[str, Method]
     optimizer: Optimizer
     rate: float = Field(ge=0, lt=1, examples=["0.4"])
     macs_target: float | None = Field(ge=0.001, le=1, examples=["0.5"])

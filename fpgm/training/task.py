@@ -174,17 +174,15 @@ def _rule_problems(config: Config) -> Iterator[str]:
 
 
 def _method_problems(config: Config) -> Iterator[str]:
-    asked_for = {config.schedule.name: ("schedule", config.schedule.options)}
-    asked_for |= {name: ("method", options) for name, options in config.method.items()}
-    for name, (group, options) in asked_for.items():
+    beside = {f"method.{key}.": ("method", chosen) for key, chosen in config.method.items()}
+    for prefix, (group, chosen) in {"schedule.": ("schedule", config.schedule), **beside}.items():
         try:
-            method = methods.named(name, group)
+            method = methods.named(chosen.name, group)
             goal = goal_of(config)
         except Error as error:
             yield from str(error).splitlines()
             continue
-        prefix = "schedule." if group == "schedule" else f"method.{name}."
-        yield from method.check(options, prefix)
+        yield from method.check(chosen.options, prefix)
         yield from method.problems(goal, config.pretrained is None)
 
 
@@ -250,7 +248,8 @@ def _methods(config: Config, task: Task) -> list[Method]:
     first, as it brings that up to date before the schedule looks at it."""
     schedule = methods.named(config.schedule.name, "schedule")(task, **config.schedule.options)
     beside = [
-        methods.named(name, "method")(task, **options) for name, options in config.method.items()
+        methods.named(chosen.name, "method")(task, **chosen.options)
+        for chosen in config.method.values()
     ]
     chosen = [schedule, *beside]
     assert isinstance(schedule, Schedule)

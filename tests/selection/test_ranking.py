@@ -24,10 +24,11 @@ from fpgm.selection.ranking import (
     normalised,
     pruned_count,
 )
-from fpgm.selection.select import select, zero_
+from fpgm.selection.select import Rule, highest, score, select
+from fpgm.selection.zero import zero_
 
 MODEL = randomised(fpgm.model("resnet20"), 0)
-BLOCKS = {mode: prunable(trace(MODEL), mode).groups for mode in RESIDUAL}
+GROUPS = {mode: prunable(trace(MODEL), mode).groups for mode in RESIDUAL}
 
 seeds = st.integers(0, 2**31)
 rates = st.floats(0, 0.9)
@@ -62,9 +63,9 @@ def test_the_lowest_of_the_network_go_until_a_layer_is_at_its_floor(
 def test_global_selection_keeps_floor_alignment_and_count_for_any_structure(
     seed: int, rate: float, align: int, floor: float, residual: str, how: str
 ) -> None:
-    groups = BLOCKS[residual]
-    keep = select(MODEL, "random", rate, align=align, seed=seed, groups=groups, scope="global",
-                  normalise=how, floor=floor)  # fmt: skip
+    groups = GROUPS[residual]
+    rule = Rule("random", {}, "global", how, floor, align, seed)
+    keep = highest(score(MODEL, rule, rate, groups), rule, rate, groups)
     filters = {name: MODEL.get_submodule(name).out_channels for name in keep}
     for name, kept in keep.items():
         assert len(kept) >= least_kept(filters[name], floor)
@@ -86,9 +87,9 @@ NORMS = st.sampled_from(NORMALISATIONS)
 def test_what_is_zeroed_is_chosen_again_whatever_the_rest_has_learnt(
     seed: int, rate: float, align: int, residual: str, criterion: str, how: str
 ) -> None:
-    model, groups = copy.deepcopy(MODEL), BLOCKS[residual]
-    options = {"align": align, "groups": groups, "scope": "global", "normalise": how}
-    keep = select(model, criterion, rate, **options)
+    model, groups = copy.deepcopy(MODEL), GROUPS[residual]
+    rule = Rule(criterion, {}, "global", how, align=align)
+    keep = highest(score(model, rule, rate, groups), rule, rate, groups)
     g = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         # Away from zero, which then is no longer near the filters' median.
@@ -96,7 +97,7 @@ def test_what_is_zeroed_is_chosen_again_whatever_the_rest_has_learnt(
             1, generator=g
         )
     zero_(model, keep)
-    again = select(model, criterion, rate, **options)
+    again = highest(score(model, rule, rate, groups), rule, rate, groups)
     assert all(torch.equal(again[name], kept) for name, kept in keep.items())
 
 
@@ -172,7 +173,10 @@ def test_globally_pruned_network_is_compacted_exactly() -> None:
         ({"scope": "global", "normalise": "max"}, "normalise=max: choose one of none, mean"),
         ({"scope": "global", "floor": 1.0}, "floor=1.0: must be at least 0 and below 1"),
         ({"scope": "global", "rate": 0.95}, "rate=0.95: floor=0.1 lets at most 0.9 of the filters"),
-        ({"scope": "global", "criterion": "mix"}, "criterion=mix: is an order of pruning"),
+        (
+            {"scope": "global", "criterion": "mix"},
+            "scope=global: criterion=mix is an order of pruning",
+        ),
         ({"criterion": "taylor"}, "criterion=taylor: looks at images, give evidence="),
         ({"criterion": "taylor", "evidence": {}}, "the evidence has no sensitivity of conv1"),
     ],

@@ -10,12 +10,12 @@ from torch import nn
 
 import fpgm
 from fpgm.criteria import CRITERIA
-from fpgm.criteria.evidence import NEEDS
 from fpgm.errors import Error
 from fpgm.graph.groups import prunable
 from fpgm.graph.trace import trace
 from fpgm.selection.ranking import pruned_count
-from fpgm.selection.select import pruned, select, zero_
+from fpgm.selection.select import Rule, select
+from fpgm.selection.zero import pruned, zero_
 
 
 class Two(nn.Module):
@@ -31,7 +31,9 @@ class Two(nn.Module):
 
 EVIDENCE = {
     layer: {
-        key: torch.rand(10, generator=torch.Generator().manual_seed(7)) for key in NEEDS.values()
+        parameter: torch.rand(10, generator=torch.Generator().manual_seed(7))
+        for criterion in CRITERIA.values()
+        for parameter in criterion.views
     }
     for layer in ("first", "second")
 }
@@ -44,13 +46,14 @@ def test_count_is_the_exact_floor_of_filters_times_rate(filters: int, percent: i
 
 @given(st.floats(0, 1, exclude_max=True), st.sampled_from(sorted(CRITERIA)))
 def test_every_criterion_prunes_the_count_asked_for(rate: float, criterion: str) -> None:
-    model = Two()
-    if pruned_count(10, rate) == 10:
+    model, gone = Two(), Rule(criterion).pruned(10, rate)
+    assert gone == (pruned_count(10, rate) if criterion != "mix" else gone)
+    if gone == 10:
         with pytest.raises(Error, match="would prune all 10 filters of first"):
             select(model, criterion, rate, evidence=EVIDENCE)
         return
     for kept in select(model, criterion, rate, evidence=EVIDENCE).values():
-        assert len(kept) == 10 - pruned_count(10, rate)
+        assert len(kept) == 10 - gone
         assert torch.equal(kept, kept.unique())
 
 
@@ -113,7 +116,7 @@ def test_rate_outside_its_range_is_refused(rate: float) -> None:
 
 
 def test_unknown_criterion_lists_the_choices() -> None:
-    with pytest.raises(Error, match="criterion=foo: choose one of l1, l2, gm"):
+    with pytest.raises(Error, match="criterion=foo: choose one of fermat, gm, l1, l2, mix"):
         select(Two(), "foo", 0.5)
 
 
