@@ -1,0 +1,80 @@
+"""What is shipped: it installs, runs anywhere, and offers the names that the README gives."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+
+import pytest
+
+import fpgm
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bin directory of a fresh environment into which the wheel was installed."""
+    where = tmp_path_factory.mktemp("wheel")
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "-o", str(where)]
+    subprocess.run([*build, str(ROOT)], check=True, capture_output=True)
+    (wheel,) = where.glob("*.whl")
+    home = where / "venv"
+    venv.create(home)  # without pip of its own, which takes longer than all the rest
+    python = str(home / "bin" / "python")
+    pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet"]
+    subprocess.run([*pip, "--no-deps", "--no-index", str(wheel)], check=True)
+    # The dependencies are gigabytes: borrow them from here, but not this checkout's fpgm, which an
+    # editable install brings in by a .pth file that a borrowed directory does not run.
+    (site,) = (home / "lib").glob("python*/site-packages")
+    (site / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return home / "bin"
+
+
+def test_public_names_of_the_readme_are_there() -> None:
+    for name in fpgm.__all__:
+        assert getattr(fpgm, name) is not None
+        assert name in dir(fpgm)
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        fpgm.nothing  # noqa: B018
+
+
+def test_versions_agree() -> None:
+    assert importlib.metadata.version("fpgm") == fpgm.__version__
+
+
+def test_configs_are_found_from_a_checkout_in_any_directory(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    words = [sys.executable, "-m", "fpgm.cli", "--cfg", "job", "dataset=digits"]
+    out = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert out.returncode == 0, out.stderr
+    assert "name: digits" in out.stdout
+
+
+def test_wheel_runs_in_a_fresh_environment_without_the_checkout(
+    installed: Path, tmp_path: Path
+) -> None:
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    where = subprocess.run(
+        [installed / "python", "-c", "import fpgm; print(fpgm.__file__)"],
+        cwd=tmp_path, env=environment, check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    assert Path(where.stdout.strip()).is_relative_to(installed.parent)
+    words = [installed / "fpgm-train", "dataset=digits", "epochs=1", "hydra.run.dir=r"]
+    subprocess.run(words, cwd=tmp_path, env=environment, check=True, capture_output=True)
+    assert json.loads((tmp_path / "r" / "report.json").read_text())["status"] == "done"
+
+
+@pytest.mark.parametrize("command", ["export", "latency", "report", "study"])
+def test_every_command_of_the_wheel_starts(installed: Path, command: str, tmp_path: Path) -> None:
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    words = [installed / f"fpgm-{command}", "--help"]
+    out = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert out.returncode == 0, out.stderr
+    assert f"usage: fpgm-{command}" in out.stdout
