@@ -169,15 +169,20 @@ def running(text: str) -> str:
     return ast.dump(Strip().visit(ast.parse(text)))
 
 
-def mutants(paths: list[Path], count: int, seed: int) -> list[Mutant]:
+def mutants(root: Path, parts: list[str], count: int, seed: int) -> list[Mutant]:
     """A sample of places, of each place one of its mutations, drawn alike for one seed."""
+    paths = [
+        path
+        for part in parts
+        for path in ([root / part] if part.endswith(".py") else sorted((root / part).rglob("*.py")))
+    ]
     places: dict[tuple[str, tuple, tuple], list[tuple[Operator, int]]] = {}
     for path in paths:
         for operator in operators():
             number = 0
             for node in ast_nodes(get_ast(path.read_text())):
                 for start, end in operator.mutation_positions(node):
-                    where = (str(path.relative_to(ROOT)), start, end)
+                    where = (str(path.relative_to(root)), start, end)
                     places.setdefault(where, []).append((operator, number))
                     number += 1
     draw = random.Random(seed)
@@ -188,7 +193,7 @@ def mutants(paths: list[Path], count: int, seed: int) -> list[Mutant]:
         if len(drawn) == count:
             break
         operator, number = draw.choice(places[name, start, _])
-        text = (ROOT / name).read_text()
+        text = (root / name).read_text()
         other = mutate_code(text, operator, number)
         with contextlib.suppress(SyntaxError):
             if other is None or running(other) == running(text):
@@ -259,60 +264,63 @@ def tested(copy: Path, tests: str, seconds: dict[str, float], output: Path) -> i
         os._exit(status)
 
 
-def end(child: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(child, signal.SIGKILL)
+def measured(copy: Path, tests: str) -> dict[str, float]:
+    """Seconds of each test where there is no fault. All must pass."""
+    log = copy / "log"
+    _, status = os.waitpid(tested(copy, tests, {}, log), 0)
+    if status:
+        sys.exit(f"{tests}: fail without any fault\n{log.read_text()[-3000:]}")
+    lines = (line.split(" ", 1) for line in log.with_suffix(".seconds").read_text().splitlines())
+    return {test: float(took) for took, test in lines}
+
+
+def unnoticed(
+    sample: list[Mutant], copies: list[Path], tests: str, seconds: dict[str, float], limit: float
+) -> list[Mutant]:
+    """Those with which all tests pass within the limit, in seconds. As many at once as copies."""
+    waiting, survivors = list(sample), []
+    at_work: dict[int, tuple[Mutant, str, Path, float]] = {}
+    while waiting or at_work:
+        while waiting and copies:
+            mutant, copy = waiting.pop(), copies.pop()
+            whole = (copy / mutant.path).read_text()
+            (copy / mutant.path).write_text(mutant.text)
+            child = tested(copy, tests, seconds, copy / "log")
+            at_work[child] = (mutant, whole, copy, time.monotonic() + limit)
+        for child, (mutant, whole, copy, until) in list(at_work.items()):
+            ended, status = os.waitpid(child, os.WNOHANG)
+            if not ended and time.monotonic() < until:
+                continue
+            with contextlib.suppress(ProcessLookupError):  # what takes too long, or was left behind
+                os.killpg(child, signal.SIGKILL)
+            if not ended:
+                os.waitpid(child, 0)
+            elif status == 0:
+                survivors.append(mutant)
+            del at_work[child]
+            (copy / mutant.path).write_text(whole)
+            shutil.rmtree(copy / "tmp", ignore_errors=True)
+            copies.append(copy)
+            left = len(waiting) + len(at_work)
+            print(f"{tests}: {left} to go, {len(survivors)} survived", file=sys.stderr)
+        time.sleep(0.02)
+    return survivors
 
 
 def room(name: str, count: int, seed: int, jobs: int) -> None:
-    files = [
-        file
-        for part in ROOMS[name]
-        for file in sorted((ROOT / part).rglob("*.py") if (ROOT / part).is_dir() else [ROOT / part])
-        if file.exists()
-    ]
-    start = time.monotonic()
+    """Draw, try, and print how many were noticed and which were not."""
+    start, tests = time.monotonic(), f"tests/{name}"
     with tempfile.TemporaryDirectory() as temporary:
         copies = [copy_of_checkout(Path(temporary) / str(i)) for i in range(jobs)]
-        log = Path(temporary) / "log"
-        child = tested(copies[0], f"tests/{name}", {}, log)
-        _, status = os.waitpid(child, 0)
-        if status:
-            sys.exit(f"{name}: its tests fail without any fault\n{log.read_text()[-3000:]}")
-        lines = (
-            line.split(" ", 1) for line in log.with_suffix(".seconds").read_text().splitlines()
-        )
-        seconds = {test: float(took) for took, test in lines}
-        limit = 3 * (time.monotonic() - start) * jobs + 30
-        survivors, late, sample = [], 0, mutants(files, count, seed)
-        waiting = list(sample)
-        at_work: dict[int, tuple[Mutant, Path, float]] = {}
-        while waiting or at_work:
-            while waiting and copies:
-                mutant, copy = waiting.pop(), copies.pop()
-                (copy / mutant.path).write_text(mutant.text)
-                child = tested(copy, f"tests/{name}", seconds, copy / "log")
-                at_work[child] = (mutant, copy, time.monotonic() + limit)
-            for child, (mutant, copy, until) in list(at_work.items()):
-                ended, status = os.waitpid(child, os.WNOHANG)
-                if not ended and time.monotonic() < until:
-                    continue
-                end(child)  # and whatever it has started
-                if not ended:
-                    os.waitpid(child, 0)
-                    late += 1
-                elif status == 0:
-                    survivors.append(mutant)
-                del at_work[child]
-                shutil.copy2(ROOT / mutant.path, copy / mutant.path)
-                shutil.rmtree(copy / "tmp", ignore_errors=True)
-                copies.append(copy)
-            time.sleep(0.02)
+        sample = mutants(copies[0], ROOMS[name], count, seed)
+        seconds = measured(copies[0], tests)
+        limit = 5 * sum(seconds.values()) * jobs + 60
+        survivors = unnoticed(sample, copies, tests, seconds, limit)
     noticed = len(sample) - len(survivors)
     print(
-        f"{name}: {len(sample)} mutants, {noticed} noticed ({noticed / max(1, len(sample)):.0%}; "
-        f"{late} by taking too long), {len(survivors)} survived, "
-        f"{time.monotonic() - start:.0f} s (the room's tests {sum(seconds.values()):.0f} s)"
+        f"{name}: {len(sample)} mutants, {noticed} noticed ({noticed / max(1, len(sample)):.0%}), "
+        f"{len(survivors)} survived; {time.monotonic() - start:.0f} s, of which the tests without "
+        f"fault {sum(seconds.values()):.0f} s"
     )
     for mutant in sorted(survivors, key=lambda mutant: (mutant.path, mutant.line)):
         print(f"\n{mutant.path}:{mutant.line}\n{mutant.diff}")
