@@ -15,7 +15,7 @@ from fpgm.errors import Error
 from fpgm.graph.groups import Group, prunable
 from fpgm.graph.trace import trace
 from fpgm.selection.ranking import pruned_count
-from fpgm.selection.select import kept_count, kept_counts, pruned, select, zero_
+from fpgm.selection.select import highest, kept_count, kept_counts, pruned, score, select, zero_
 
 
 class Two(nn.Module):
@@ -102,6 +102,17 @@ def test_what_is_not_said_is_what_the_help_says() -> None:
     assert same(select(model, **ranked), select(model, **ranked, normalise="mean"))
     low = select(model, **ranked, normalise="none")
     assert [len(kept) for kept in low.values()] == [9, 1]  # 9 of the second, all it may lose
+    groups = prunable(trace(model)).groups
+    scores = score(model, "l2", 0.5, groups)
+    assert same(select(model, "l2", 0.5), highest(scores, 0.5, groups))
+    assert same(select(model, **ranked), highest(scores, 0.5, groups, scope="global"))
+    none = {"scope": "global", "normalise": "none"}
+    assert same(low, highest(scores, 0.5, groups, **none))
+
+
+def test_a_criterion_that_finds_nothing_to_look_at_says_what_is_not_there() -> None:
+    with pytest.raises(Error, match=r"criterion=bn_gamma: .*BatchNorm"):
+        select(Two(), "bn_gamma", 0.3)
 
 
 def test_a_floor_that_leaves_just_the_rate_is_no_contradiction() -> None:
