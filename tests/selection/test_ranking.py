@@ -21,6 +21,7 @@ from fpgm.selection.ranking import (
     group_scores,
     kept_in_one_ranking,
     least_kept,
+    levelled,
     normalised,
     pruned_count,
 )
@@ -139,6 +140,25 @@ def test_a_tied_channel_is_judged_by_the_layers_where_it_lives() -> None:
     scores = {"a": torch.tensor([1.0, dead, 3.0]), "b": torch.tensor([dead, dead, 4.0])}
     assert group_scores(group, scores, "none").tolist() == [2.5, dead, 3.0]
     assert group_scores(group, scores).tolist() == [0.75, dead, 1.5]  # over means of 2 and 4
+
+
+def test_a_layer_alone_is_judged_by_its_scores_as_they_are() -> None:
+    group = Group((("a", torch.tensor([2, 0])),))
+    assert group_scores(group, {"a": torch.tensor([1.0, 8.0, 4.0])}).tolist() == [4, 1]
+    assert group_scores(group, {"a": torch.tensor([1.0, 8.0, 3.0])}, "mean").tolist() == [
+        0.75,
+        0.25,
+    ]
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_scores_are_levelled_to_eleven_digits_and_stay_what_they_are(scale: float) -> None:
+    scores = scale * torch.tensor([0.25, 0.5, 0.5 * (1 + 1e-13), -torch.inf, 0.7, 0.8]).double()
+    level = levelled(scores)
+    torch.testing.assert_close(level, scores, rtol=3e-11, atol=0)
+    assert level[1] == level[2] < level[4] < level[5]
+    for none in (torch.zeros(3), torch.full((3,), -torch.inf)):
+        assert torch.equal(levelled(none), none)
 
 
 def test_collapsed_layers_are_those_at_the_floor() -> None:
