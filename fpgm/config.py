@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from typing import Any, get_type_hints
 
 from fpgm.errors import Error
 from fpgm.typed import build, choice, number
@@ -168,6 +168,21 @@ def _global_contradictions(config: Config) -> Iterable[str]:
             f"rate={config.rate}: scope=global floor={config.floor} leaves at most "
             f"rate={1 - config.floor:.4g}; a smaller floor lets more go"
         )
+
+
+def choices(group: type = Config, prefix: str = "") -> dict[str, tuple[str, ...]]:
+    """The values of the keys that take one of a few: {'residual': ('independent', ...), ...}."""
+    offered: dict[str, tuple[str, ...]] = {}
+    types = get_type_hints(group)
+    for key in fields(group):
+        name, kind = f"{prefix}{key.name}", types[key.name]
+        if is_dataclass(kind):
+            offered.update(choices(kind, f"{name}."))  # type: ignore[arg-type]
+        elif kind is bool:
+            offered[name] = ("true", "false")
+        elif "choices" in key.metadata:
+            offered[name] = key.metadata["choices"]
+    return offered
 
 
 # Keys that runs of earlier versions do not have, with what those did.

@@ -28,6 +28,10 @@ BASELINE = "pretrained=baseline"
 _GROUPS = ("arch", "criterion", "dataset", "optimizer", "schedule")
 
 
+class FailedRunsError(Error):
+    """The runs of a sweep that failed, a line each."""
+
+
 def run_name(words: Iterable[str]) -> str:
     """A readable, stable name for the words of a command line: criterion=gm,rate=0.4.
 

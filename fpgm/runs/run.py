@@ -21,7 +21,7 @@ from typing import Any
 
 import yaml
 
-from fpgm.config import completed, differences, flatten
+from fpgm.config import differences, flatten
 from fpgm.errors import Error
 from fpgm.runs.files import uninterrupted, write_text
 
@@ -36,24 +36,53 @@ def read_config(directory: Path) -> dict[str, Any]:
     path = directory / "config.yaml"
     if not path.exists():
         raise Error(f"{directory}: no config.yaml, so it is no run directory")
-    return completed(yaml.safe_load(path.read_text()))
+    return dict(yaml.safe_load(path.read_text()))
+
+
+def read_report(directory: Path) -> dict[str, Any] | None:
+    """The result of a run, None while it is not done. Raises Error."""
+    path = directory / "report.json"
+    if not path.exists():
+        return None
+    report = json.loads(path.read_text())
+    if report["schema"] != SCHEMA:
+        raise Error(
+            f"{path}: schema {report['schema']}, this fpgm reads {SCHEMA}; install the version "
+            f"that wrote it or {_ELSEWHERE}"
+        )
+    return dict(report)
+
+
+def result_of(directory: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What the run of just this configuration has come to, None where it is not done."""
+    report = read_report(directory)
+    return report if report and not differences(read_config(directory), config) else None
 
 
 class Run:
     """Use as a context manager: the directory is claimed on entry and released on exit."""
 
     def __init__(
-        self, directory: Path, config: Mapping[str, Any], keep_failed: bool = False
+        self,
+        directory: Path,
+        config: Mapping[str, Any],
+        keep_failed: bool = False,
+        writes: bool = True,
     ) -> None:
-        """keep_failed: leave the log of a start that failed before anything was trained."""
+        """keep_failed: leave the log of a start that failed before anything was trained; writes:
+        false in all processes of the run but one, which claim and write nothing."""
         self.directory = directory
         self.config = config
         self._keep_failed = keep_failed
+        self._writes = writes
         self._lock: int | None = None
         self._handlers: list[logging.Handler] = []
         self._board: Any = None
 
     def __enter__(self) -> Run:
+        if not self._writes:
+            log.setLevel(logging.ERROR)
+            return self
         self.directory.mkdir(parents=True, exist_ok=True)
         self._claim()
         try:
@@ -76,7 +105,7 @@ class Run:
         for handler in self._handlers:
             log.removeHandler(handler)
             handler.close()
-        if error is not None and not self._keep_failed:
+        if error is not None and self._writes and not self._keep_failed:
             self._discard()
         if self._lock is not None:
             os.close(self._lock)  # and with it the lock; a killed process's goes the same way
@@ -84,16 +113,7 @@ class Run:
     @property
     def report(self) -> dict[str, Any] | None:
         """The result, None while the run is not done."""
-        path = self.directory / "report.json"
-        if not path.exists():
-            return None
-        report = json.loads(path.read_text())
-        if report["schema"] != SCHEMA:
-            raise Error(
-                f"{path}: schema {report['schema']}, this fpgm reads {SCHEMA}; install the version "
-                f"that wrote it or {_ELSEWHERE}"
-            )
-        return dict(report)
+        return read_report(self.directory) if self._writes else None
 
     def get_ready(self) -> None:
         """Import what `record` needs now: Ctrl-C in the middle of TensorBoard's imports is not
@@ -187,7 +207,7 @@ class Run:
             (self.directory / n).exists() for n in ("last.pt", "previous.pt", "report.json")
         )
         if path.exists() and begun:
-            changed = differences(read_config(self.directory), completed(self.config))
+            changed = differences(read_config(self.directory), self.config)
             if changed:
                 raise Error(
                     f"{self.directory} holds a run of another configuration ({'; '.join(changed)}):"
