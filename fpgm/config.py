@@ -16,6 +16,7 @@ DATA_DRIVEN = ("taylor", "apoz", "hrank")  # criteria that look at training imag
 class Dataset:
     """name: what to read; root: where it lies or goes; image_size: pixels (image_folder, imagenet);
     pad, flip: the training augmentation, zeros added on each side before the crop, mirroring;
+    mean, std: of each channel, of pixels in 0..1 or 0..255, null: measured (imagenet: published);
     imagenet only: workers, processes that decode, null for one a core, and on_error, what to do
     with an image that cannot be read."""
 
@@ -26,6 +27,8 @@ class Dataset:
     flip: bool
     workers: int | None = number(0, 1024, example="8")
     on_error: str = choice("stop", "skip")
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +129,9 @@ class Config:
         """Nested plain values, as written to config.yaml."""
         values = asdict(self)
         values["optimizer"]["milestones"] = list(self.optimizer.milestones)
+        for key in ("mean", "std"):
+            constants = values["dataset"][key]
+            values["dataset"][key] = constants and list(constants)
         return values
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from fpgm.config import Config
-from fpgm.data import memory as data
+from fpgm.data import sets
 from fpgm.data.images import Images
 from fpgm.errors import CheckpointError, first_line
 from fpgm.machine.device import choose_device, choose_precision, keep_freed_memory
@@ -119,9 +119,9 @@ def load_images(config: Config, ranks: Ranks = ALONE) -> Images:
     """The run's data set, on its device. Raises Error."""
     device = choose_device(config.device)
     # The others wait until the first has downloaded or decoded what is then there for all.
-    images = data.load(config.dataset, device) if ranks.first else None
+    images = sets.load(device, **asdict(config.dataset)) if ranks.first else None
     from_first(None, ranks)
-    return images or data.load(config.dataset, device)
+    return images or sets.load(device, **asdict(config.dataset))
 
 
 def prepare(

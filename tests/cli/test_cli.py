@@ -63,22 +63,10 @@ def test_run_directory_holds_all_that_is_promised(done: Path) -> None:
 
 
 def test_compact_network_loads_in_a_few_words_and_is_as_good(done: Path) -> None:
-    from fpgm.config import Dataset
-    from fpgm.data import memory as data
+    from fpgm.data.sets import load
 
     network = fpgm.load(done)
-    digits = data.load(
-        Dataset(
-            name="digits",
-            root=None,
-            image_size=None,
-            pad=0,
-            flip=False,
-            workers=None,
-            on_error="stop",
-        ),
-        torch.device("cpu"),
-    )
+    digits = load(torch.device("cpu"), name="digits")
     images, labels = next(digits.tests(360))
     accuracy = 100 * (network(images).argmax(1) == labels).double().mean().item()
     assert accuracy == report(done)["accuracy"]["compact_last"]
