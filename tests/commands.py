@@ -38,6 +38,13 @@ def start(where: Path, *words: str, **environment: str) -> subprocess.Popen[str]
     )  # fmt: skip
 
 
+def run_apart(where: Path, *words: str, **environment: str) -> tuple[int, str, str]:
+    """As `run`, in a process of its own."""
+    process = start(where, *words, **environment)
+    out, err = process.communicate(timeout=600)
+    return process.returncode, out, err
+
+
 def run(where: Path, *words: str, **environment: str) -> tuple[int, str, str]:
     """Exit status and what was printed, by a fork of this process: torch is there already."""
     for module in SLOW_TO_IMPORT:

@@ -41,13 +41,13 @@ def load(
     """
     if name == "imagenet":
         place = Path(root or ".").expanduser()
-        constants = [None if c is None else _constants(c, 3) for c in (mean, std)]
+        constants = [None if given is None else _constants(given, 3) for given in (mean, std)]
         return Stream(place, device, image_size or 224, flip, constants, workers, on_error)
     *tensors, classes = READERS[name](name, root, image_size)
-    measured = _moments(tensors[0]) if mean is None or std is None else ()
     channels = tensors[0].shape[1]
-    tensors.append(measured[0] if mean is None else _constants(mean, channels))
-    tensors.append(measured[1] if std is None else _constants(std, channels))
+    for given, moment in ((mean, 0), (std, 1)):
+        measured = _moments(tensors[0])[moment] if given is None else _constants(given, channels)
+        tensors.append(measured)
     try:
         on_device = [tensor.to(device) for tensor in tensors]
     except torch.OutOfMemoryError as error:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ import torch
 from commands import FPGM_TRAIN, numbers, report, run, start, wait_for
 
 import fpgm
+from fpgm.cli import overview
 
 DIGITS = ("dataset=digits", "criterion=gm", "rate=0.4")
 
@@ -405,8 +408,20 @@ def test_budget_says_the_rate_that_it_found(tmp_path: Path) -> None:
     assert 50 <= report(tmp_path / "r")["reduction"]["macs"] < 60
 
 
-def test_version_is_ours(tmp_path: Path) -> None:
-    assert run(tmp_path, "--version")[1] == f"fpgm {fpgm.__version__}\n"
+def test_version_is_ours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ours = f"fpgm {version('fpgm')}\n"
+    assert run(tmp_path, "--version")[1] == ours
+    with pytest.raises(SystemExit):
+        overview.main(["--version"])
+    assert capsys.readouterr().out == ours
+
+
+def test_fpgm_lists_the_commands_that_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    overview.main([])
+    listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    project = (Path(fpgm.__file__).parent.parent / "pyproject.toml").read_text()
+    scripts = re.findall(r'(?m)^(fpgm-\w+) = "', project)
+    assert sorted(listed) == sorted(scripts)
 
 
 def test_traceback_comes_back_when_asked_for(tmp_path: Path) -> None:
