@@ -21,7 +21,8 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from fpgm.data.streamed import MEAN, STD, Stream
+from fpgm.data.sets import load
+from fpgm.data.streamed import MEAN, STD
 
 BATCH, PASSES = 32, 7
 
@@ -43,7 +44,8 @@ def seconds(batches: Iterable[object]) -> float:
 
 
 def main(root: Path, workers: int = 2) -> None:
-    stream = Stream(root, torch.device("cpu"), 224, flip=True, workers=workers)
+    options = {"image_size": 224, "flip": True, "workers": workers}
+    stream = load(torch.device("cpu"), name="imagenet", root=str(root), **options)
     loader = bare(root, workers)
     spent: list[tuple[float, float]] = []
     for seed in range(PASSES + 1):

@@ -47,8 +47,16 @@ class Data:
     def epoch(
         self, batch_size: int, seed: int, ranks: Ranks = ALONE, augmented: bool = True
     ) -> Batches:
-        pad, flip = (self.pad, self.flip) if augmented else (0, False)
-        return train_batches(self, batch_size, pad, flip, seed, ranks)
+        # The seed is all it needs, and a last batch of one image is left out: BatchNorm has no
+        # variance of it.
+        generator = torch.Generator(self.device).manual_seed(seed)
+        order = torch.randperm(len(self.train_images), generator=generator, device=self.device)
+        for indices in order.split(batch_size)[: self.steps(batch_size, ranks)]:
+            images = self.train_images[indices]
+            if augmented:  # as one batch, whoever gets which part of it
+                images = augment(images, self.pad, self.flip, generator)
+            part = ranks.share(len(indices) // ranks.world * ranks.world)
+            yield self.normalise(images[part]), self.train_labels[indices[part]]
 
     def steps(self, batch_size: int, ranks: Ranks = ALONE) -> int:
         return steps(len(self.train_images), batch_size, ranks)
@@ -65,24 +73,6 @@ class Data:
     def normalise(self, images: Tensor) -> Tensor:
         """(B, C, H, W) uint8 -> float32 of zero mean and unit variance, channels last."""
         return normalised(images, self.mean, self.std)
-
-
-def train_batches(
-    data: Data, batch_size: int, pad: int, flip: bool, seed: int, ranks: Ranks = ALONE
-) -> Batches:
-    """One epoch in random order: (B, C, H, W) normalised images, labels. The seed is all it needs.
-
-    Of each batch this rank's part. A last batch of one image is left out: BatchNorm has no
-    variance of it.
-    """
-    device = data.train_images.device
-    generator = torch.Generator(device).manual_seed(seed)
-    order = torch.randperm(len(data.train_images), generator=generator, device=device)
-    for indices in order.split(batch_size)[: steps(len(order), batch_size, ranks)]:
-        # Augmented as one batch, whoever gets which part of it.
-        images = augment(data.train_images[indices], pad, flip, generator)
-        part = ranks.share(len(indices) // ranks.world * ranks.world)
-        yield data.normalise(images[part]), data.train_labels[indices[part]]
 
 
 def augment(images: Tensor, pad: int, flip: bool, generator: torch.Generator) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 from fpgm.data.folder import Arrays, read_folder
 from fpgm.data.images import Images
 from fpgm.data.memory import Data
-from fpgm.data.streamed import Stream
+from fpgm.data.streamed import MEAN, STD, Stream
 from fpgm.errors import DataError, first_line
 
 
@@ -41,8 +41,8 @@ def load(
     """
     if name == "imagenet":
         place = Path(root or ".").expanduser()
-        constants = [None if given is None else _constants(given, 3) for given in (mean, std)]
-        return Stream(place, device, image_size or 224, flip, constants, workers, on_error)
+        constants = (_constants(mean or MEAN, 3), _constants(std or STD, 3))
+        return Stream(place, device, image_size or 224, flip, *constants, workers, on_error)
     *tensors, classes = READERS[name](name, root, image_size)
     channels = tensors[0].shape[1]
     for given, moment in ((mean, 0), (std, 1)):

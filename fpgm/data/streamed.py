@@ -36,19 +36,17 @@ class Stream:
         device: torch.device,
         size: int,
         flip: bool,
-        constants: Sequence[Tensor | None] = (None, None),
+        mean: Tensor,
+        std: Tensor,
         workers: int | None = None,
         on_error: str = "stop",
     ) -> None:
-        """size: pixels; constants: mean and std, (3,) of pixels in 0..1, None: ImageNet's; the
-        others as in config.Dataset."""
+        """size: pixels; mean, std: (3,) of pixels in 0..1; the others as in config.Dataset."""
         train, test, self.classes = list_images(root, ("val",))
         self.device = device
         self.image_shape = (3, size, size)
         self.counts = (len(train), len(test))
-        published = (torch.tensor(MEAN), torch.tensor(STD))
-        pairs = zip(constants, published, strict=True)
-        self._mean, self._std = (p if c is None else c for c, p in pairs)
+        self._mean, self._std = mean.to(device), std.to(device)
         self._skip = on_error == "skip"
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # of torchrun on this machine
         self._workers = max(1, cores() // processes) if workers is None else workers
@@ -102,7 +100,6 @@ class Stream:
         loader = self._loaders[part]
         assert isinstance(loader.batch_sampler, _Batches)
         loader.batch_sampler.batches = batches
-        mean, std = self._mean.to(self.device), self._std.to(self.device)
         for images, labels, problems in loader:
             for problem in problems:
                 if not self._skip:
@@ -114,7 +111,10 @@ class Stream:
             if enough:
                 # As bytes: a quarter of what floats take on the bus.
                 images = images.to(self.device, non_blocking=True)
-                yield normalised(images, mean, std), labels.to(self.device, non_blocking=True)
+                yield (
+                    normalised(images, self._mean, self._std),
+                    labels.to(self.device, non_blocking=True),
+                )
 
 
 def _collate(samples: Sequence[Sample]) -> tuple[Tensor, Tensor, list[str]]:

@@ -226,18 +226,18 @@ def test_each_image_gets_its_own_place_and_coin() -> None:
 
 def test_epoch_sees_every_image_once_and_follows_from_its_seed() -> None:
     digits = images("digits")
-    batches = list(memory.train_batches(digits, 64, 0, False, seed=5))
+    batches = list(digits.epoch(64, seed=5, augmented=False))
     assert len(batches) == steps(len(digits.train_images), 64) == 23
     labels = torch.cat([y for _, y in batches])
     assert torch.equal(labels.bincount(), digits.train_labels.bincount())
-    again = list(memory.train_batches(digits, 64, 0, False, seed=5))
+    again = list(digits.epoch(64, seed=5, augmented=False))
     assert all(torch.equal(a, b) for (a, _), (b, _) in zip(batches, again, strict=True))
-    other = next(memory.train_batches(digits, 64, 0, False, seed=6))
+    other = next(digits.epoch(64, seed=6, augmented=False))
     assert not torch.equal(batches[0][1], other[1])
 
 
 def test_single_image_left_over_is_no_batch() -> None:
     digits = images("digits")
-    sizes = [len(y) for _, y in memory.train_batches(digits, 1436, 0, False, seed=0)]
+    sizes = [len(y) for _, y in digits.epoch(1436, seed=0, augmented=False)]
     assert sizes == [1436]
     assert steps(len(digits.train_images), 1436) == 1
