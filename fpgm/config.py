@@ -6,21 +6,16 @@ The options of criteria and methods are not here: each declares its own by its s
 
 from __future__ import annotations
 
-import difflib
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
 from fpgm.errors import Error
-
-PACKAGE = Path(__file__).resolve().parent
-# Inside a wheel the configs are part of the package, in a checkout they are beside it.
-CONFIGS = next(c for c in (PACKAGE / "configs", PACKAGE.parent / "configs") if c.is_dir())
+from fpgm.keys import suggestion
 
 
 class _Section(BaseModel):
@@ -43,7 +38,7 @@ class _Named(BaseModel):
 class Dataset(_Section):
     """name: what to read; root: where it lies or goes; image_size: pixels (image_folder, imagenet);
     pad, flip: the training augmentation, zeros added on each side before the crop, mirroring; mean,
-    std: of each channel's pixels in 0..1, null measures them on the training images;
+    std: of each channel, of pixels in 0..1 or 0..255, null: measured (imagenet: published);
     imagenet only: workers, processes that decode, null for one a core, and on_error, what to do
     with an image that cannot be read."""
 
@@ -159,14 +154,20 @@ def dataset(values: Mapping[str, Any]) -> Dataset:
 
 
 def choices() -> dict[str, tuple[str, ...]]:
-    """The plain keys that take one of a few words, and these words."""
-    groups: dict[str, type[BaseModel]] = {"": Config, "dataset.": Dataset}
-    return {
-        f"{prefix}{name}": typing.get_args(info.annotation)
-        for prefix, model in groups.items()
-        for name, info in model.model_fields.items()
-        if typing.get_origin(info.annotation) is Literal and name != "name"
+    """The values of the keys that take one of a few: {'residual': ('independent', ...), ...}."""
+    sections: dict[str, type[BaseModel]] = {
+        "": Config,
+        "dataset.": Dataset,
+        "optimizer.": Optimizer,
     }
+    offered: dict[str, tuple[str, ...]] = {}
+    for prefix, section in sections.items():
+        for name, info in section.model_fields.items():
+            if typing.get_origin(info.annotation) is Literal:
+                offered[f"{prefix}{name}"] = typing.get_args(info.annotation)
+            elif info.annotation is bool:
+                offered[f"{prefix}{name}"] = ("true", "false")
+    return offered
 
 
 def _contradictions(config: Config) -> Iterator[str]:
@@ -233,32 +234,3 @@ def _wanted(kind: str, key: str, info: FieldInfo) -> str:
         return f"must be at least {limits['ge']:g}{upper}{example}"
     names = {float: "a number", int: "a whole number", bool: "true or false", str: "a word"}
     return f"must be {names.get(annotation, 'a list of numbers')}{example}"
-
-
-def suggestion(key: str, choices: Iterable[str]) -> str:
-    """'did you mean ...?' for a mistyped key: by the whole of it, else by its last part."""
-    choices = sorted(choices)
-    near = difflib.get_close_matches(key, choices, n=1, cutoff=0.6)
-    near = near or [c for c in choices if c.split(".")[-1] == key.split(".")[-1]][:1]
-    if near:
-        return f"did you mean {near[0]}?"
-    return f"the keys are {', '.join(choices)}" if choices else "there are none here"
-
-
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Keys at which two nested configurations differ, as `key: old -> new`."""
-    a, b = flatten(old), flatten(new)
-    return [
-        f"{key}: {a.get(key)} -> {b.get(key)}" for key in {**a, **b} if a.get(key) != b.get(key)
-    ]
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{'a': {'b': 1}} -> {'a.b': 1}."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

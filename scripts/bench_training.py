@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import hydra
@@ -37,7 +37,7 @@ from torchvision import transforms
 
 import fpgm
 from fpgm.config import Config
-from fpgm.data import memory as data
+from fpgm.data import memory, sets
 from fpgm.machine.device import environment
 from fpgm.runs import checkpoint
 from fpgm.training.loop import one_epoch, resume
@@ -71,12 +71,12 @@ def config_of(words: dict[str, str], more: list[str]) -> Config:
         )
 
 
-def images_of(words: dict[str, str], config: Config) -> data.Data:
+def images_of(words: dict[str, str], config: Config) -> memory.Data:
     """The first `images` of the folder, in a fixed random order, or noise."""
     train, test = int(words["images"]), int(words["images"]) // 5
     g = torch.Generator().manual_seed(0)
     if words["root"]:
-        found = data.load_arrays(config.dataset, torch.device("cpu"))
+        found = sets.load(torch.device("cpu"), **asdict(config.dataset))
         order = torch.randperm(len(found.train_images), generator=g)[:train]
         tests = torch.randperm(len(found.test_images), generator=g)[:test]
     else:
@@ -84,7 +84,7 @@ def images_of(words: dict[str, str], config: Config) -> data.Data:
         labels = torch.randint(10, (train + test,), generator=g)
         mean, std = torch.full((3,), 0.5), torch.full((3,), 0.3)
         names = tuple("0123456789")
-        found = data.Data(noise, labels, noise, labels, mean, std, names, 4, True)
+        found = memory.Data(noise, labels, noise, labels, mean, std, names, 4, True)
         order, tests = torch.arange(train), torch.arange(train, train + test)
     device = torch.device(words["device"])
     return replace(
@@ -98,7 +98,7 @@ def images_of(words: dict[str, str], config: Config) -> data.Data:
     )
 
 
-def fewer(images: data.Data, count: int) -> data.Data:
+def fewer(images: memory.Data, count: int) -> memory.Data:
     """The first `count` images, to train and to test."""
     part = slice(count)
     return replace(
@@ -159,7 +159,7 @@ def reference(words: dict[str, str]) -> dict[str, float]:
     ]
     crop = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()]
 
-    def loaders(part: data.Data) -> tuple[DataLoader, DataLoader]:
+    def loaders(part: memory.Data) -> tuple[DataLoader, DataLoader]:
         train = Pictures(part.train_images, part.train_labels, [*crop, *tensors])
         test = Pictures(part.test_images, part.test_labels, tensors)
         size = int(words["batch_size"])

@@ -1,22 +1,17 @@
-"""How every test runs, and images that more than one file of tests reads."""
+"""Images that more than one file of tests reads."""
 
 from __future__ import annotations
 
 import os
 
-# Before torch is imported, and for the commands that tests start.
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # on a GPU no two runs are the same to the bit
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # small networks, and two workers on two cores
+os.environ["OMP_NUM_THREADS"] = "1"  # several tests at once, and a fork has no thread but its first
 
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import settings
 from PIL import Image
-
-settings.register_profile("fpgm", deadline=None)  # a busy machine is no failure
-settings.load_profile("fpgm")
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fpgm.cli.command import quoted
-from fpgm.config import CONFIGS, differences, flatten, suggestion
 from fpgm.criteria import CRITERIA
 from fpgm.errors import Error
+from fpgm.keys import CONFIGS, differences, flatten, suggestion
 from fpgm.networks.models import MODELS
 from fpgm.runs.grid import run_name
 from fpgm.training.task import asked

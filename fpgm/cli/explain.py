@@ -16,8 +16,8 @@ from hydra.errors import (
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fpgm.config import CONFIGS, flatten, suggestion
 from fpgm.errors import Error
+from fpgm.keys import CONFIGS, flatten, suggestion
 
 
 def explain(error: Exception) -> str:

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fpgm.config import flatten
+from fpgm.keys import flatten
 
 DENSE_MACS = {  # fpgm.cost: convolutions and linear layers
     "resnet20": 40_551_040,

@@ -91,11 +91,11 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
 def fit(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
     """Load a state_dict; CheckpointError names `source` and the first parameter that differs."""
-    for name, own in model.state_dict().items():
+    for name, weight in model.state_dict().items():
         if name not in weights:
             raise CheckpointError(f"{source}: another network: it has no {name}")
-        if weights[name].shape != own.shape:
-            theirs, ours = tuple(weights[name].shape), tuple(own.shape)
+        if weights[name].shape != weight.shape:
+            theirs, ours = tuple(weights[name].shape), tuple(weight.shape)
             raise CheckpointError(
                 f"{source}: another network: {name} is {theirs} there, {ours} here"
             )

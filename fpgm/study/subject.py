@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fpgm.compaction.compact import load
 from fpgm.config import Dataset
 from fpgm.data.images import Images
-from fpgm.data.memory import load as load_data
+from fpgm.data.sets import load as load_data
 from fpgm.errors import CheckpointError, Error, first_line
 from fpgm.networks import models
 from fpgm.runs import checkpoint
@@ -145,13 +145,13 @@ def _images(
     try:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if (where / "config.yaml").exists():
-            return load_data(_dataset_of(where), device), ""
+            return load_data(device, **asdict(_dataset_of(where))), ""
         dataset = Dataset(
             name="imagenet" if imagenet else "image_folder",
             image_size=image_size or (224 if imagenet else None),
             root=str(where), pad=0, flip=False, workers=None, on_error="stop",
         )  # fmt: skip
-        return load_data(dataset, device), ""
+        return load_data(device, **asdict(dataset)), ""
     except (Error, OSError) as error:
         return None, f"the images of {where} cannot be read ({first_line(error)})"
 

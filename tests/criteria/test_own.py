@@ -11,10 +11,9 @@ from commands import compose
 from tasks import few, whole
 
 import fpgm
-from fpgm.cli.explain import CONFIGS
-from fpgm.config import flatten
 from fpgm.criteria import CRITERIA
 from fpgm.errors import Error
+from fpgm.keys import CONFIGS, flatten
 from fpgm.training.task import asked
 
 __all__ = ["few"]  # a fixture

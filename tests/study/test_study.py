@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from zoo import randomised
 
 import fpgm
 from fpgm.config import Dataset
-from fpgm.data.memory import load as load_data
+from fpgm.data.sets import load as load_data
 from fpgm.errors import Error
 from fpgm.study.command import main, write
 from fpgm.study.examine import examine
@@ -75,7 +76,7 @@ def permuted(model: Two, seed: int) -> Two:
 
 
 def images():
-    return load_data(DIGITS, torch.device("cpu"))
+    return load_data(torch.device("cpu"), **asdict(DIGITS))
 
 
 def study(model: nn.Module, with_images: bool = False, **options) -> dict:
