@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from fpgm.data.images import Images
-from fpgm.graph.trace import exact
 from fpgm.machine.device import autocast
 from fpgm.machine.ranks import ALONE, Ranks, joined
+from fpgm.networks.modes import exact
 
 TEST_PIXELS = {"cpu": 1_024_000, "cuda": 10_240_000}  # of a batch: bounds an evaluation's memory
 

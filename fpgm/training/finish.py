@@ -31,14 +31,14 @@ def deliver(job: Job, history: list[dict[str, Any]], config: dict[str, Any]) -> 
         c = job.config
         recalibrate(model, images, c.schedule.recalibrate, c.batch_size, c.seed)
     tuned, problems = tune_for(job) if job.config.tune else (None, [])
-    emit = tuned.emit if tuned else {}
-    small = compact(model, keep, emit)
+    ballast = tuned.ballast if tuned else {}
+    small = compact(model, keep, ballast)
     (full, labels), (reduced, _) = logits(model, images), logits(small, images)
     shared = {"arch": job.arch, "keep": keep, "preprocessing": images.preprocessing()}
     sizes = []
     for name, network in (("zeroed.pt", model), ("compact.pt", small)):
         weights = {key: value.cpu() for key, value in network.state_dict().items()}
-        own = {"emit": emit} if network is small and emit else {}
+        own = {"ballast": ballast} if network is small and ballast else {}
         checkpoint.write(job.directory / name, {**shared, **own, "state_dict": weights})
         sizes.append((job.directory / name).stat().st_size)
     measured = compare(full, reduced)
