@@ -78,8 +78,8 @@ def main(arch: str, size: int, batch: int, constants: str = "random") -> None:
         if not tuned or constants == "zero":
             continue
         targets = [Target(runtime, image, batch, threads) for runtime in RUNTIMES]
-        forms = [tune(model, keep, target, groups).emit for target in targets]
-        row(f"{name}, tuned for each", [fpgm.compact(model, keep, emit) for emit in forms])
+        forms = [tune(model, keep, target, groups).ballast for target in targets]
+        row(f"{name}, tuned for each", [fpgm.compact(model, keep, ballast) for ballast in forms])
 
 
 if __name__ == "__main__":

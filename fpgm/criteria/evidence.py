@@ -19,8 +19,9 @@ from torch import Tensor, fx, nn
 from fpgm.criteria.criterion import Criterion, named
 from fpgm.criteria.views import Gate, Maps, Scale
 from fpgm.errors import Error
-from fpgm.graph.followers import batch_norms, rectifiers
-from fpgm.graph.trace import ChannelGraph, evaluating, exact, trace
+from fpgm.graph.flow import batch_norms, kept_full, rectifiers
+from fpgm.graph.trace import ChannelGraph, trace
+from fpgm.networks.modes import evaluating, exact
 
 Evidence = dict[str, dict[str, Tensor]]  # layer -> {parameter of the criterion: (N,) float64}
 Batches = Iterable[tuple[Tensor, Tensor]]  # (B, C, H, W) normalised images and (B,) labels
@@ -89,7 +90,8 @@ def _parameters(criteria: Iterable[Criterion], kind: type) -> dict[str, Any]:
 def _layers(graph: ChannelGraph, layers: Sequence[str] | None) -> list[str]:
     if layers is not None:
         return list(layers)
-    return [name for _, name in graph.convolutions() if name not in graph.kept_full]
+    kept = kept_full(graph)
+    return [name for _, name in graph.convolutions() if name not in kept]
 
 
 def _scored(graph: ChannelGraph, criterion: Criterion) -> set[str]:

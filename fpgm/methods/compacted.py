@@ -18,11 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from fpgm.compaction import ballast as emission
-from fpgm.compaction.rewriting import Rewriter
+from fpgm.compaction.ballast import rounded, streams, widened
+from fpgm.compaction.constants import Analysis, analyse
+from fpgm.compaction.rewriting import rewrite
 from fpgm.graph import operations as ops
 from fpgm.graph.cost import cost
-from fpgm.graph.followers import is_relu
+from fpgm.graph.flow import is_relu
 from fpgm.graph.groups import Group
 from fpgm.graph.trace import ChannelGraph, trace
 from fpgm.methods.method import Method, Schedule, Task, Trained
@@ -133,26 +134,24 @@ def compacted(
     """
     graph = trace(model)
     keep = {name: kept.cpu() for name, kept in keep.items()}
-    streams = emission.streams(graph, keep)
-    emit = emission.widened(graph, keep, {}, streams)
-    emit = emission.widened(
-        graph, keep, emission.rounded(graph, keep, emit, groups, MULTIPLE), streams
-    )
-    rewriter = Rewriter(graph, keep, emit)
-    network = rewriter.run()
-    for name, attribute in rewriter.foldings:
-        module = network.get_submodule(name)
-        value = getattr(module, attribute)
-        if value is not None and value.any():
-            return None
-        setattr(module, attribute, None)
-    if cost(network, image).macs > WORTH * cost(model, image).macs:
+    # Streams at their full width and widths that train fast: the adds' scatter costs more.
+    chosen = streams(graph, keep)
+    ballast = widened(graph, keep, {}, chosen)
+    ballast = widened(graph, keep, rounded(graph, keep, ballast, groups, MULTIPLE), chosen)
+    analysis = analyse(graph, keep, ballast)
+    dense = cost(model, image)
+    if analysis.macs(dense) > WORTH * dense.macs:
         return None
+    if not _silent(analysis) or not _all_dead(analysis):
+        return None
+    network, foldings = rewrite(analysis)
+    for name, attribute in foldings:
+        setattr(network.get_submodule(name), attribute, None)  # zeros, that would be learnt
     names = [{name for name, _ in m.named_parameters()} for m in (model, network)]
-    if names[0] != names[1] or not _all_dead(graph, rewriter):
+    if names[0] != names[1]:
         return None
     places: dict[str, Place] = dict.fromkeys(model.state_dict(), ...)
-    places.update(_places(graph, rewriter))
+    places.update(_places(analysis))
     return Compacted(model, optimizer, network, places)
 
 
@@ -165,34 +164,39 @@ def _decay(group: Mapping[str, float], steps: int) -> np.ndarray:
     return np.linalg.matrix_power(step, steps)
 
 
-def _places(graph: ChannelGraph, rewriter: Rewriter) -> Iterator[tuple[str, Place]]:
-    modules = dict(graph.module.named_modules())
+def _places(analysis: Analysis) -> Iterator[tuple[str, Place]]:
+    """Where the compact network's parameters and statistics lie in those of the full one."""
+    graph = analysis.graph
     for node, kind in graph.kinds.items():
-        name, module = str(node.target), modules.get(str(node.target))
-        written = rewriter.channels[node]
-        if isinstance(module, nn.Conv2d) and kind in (ops.CONV, ops.DEPTHWISE):
-            assert written is not None
-            if kind == ops.CONV:
-                read = rewriter.inputs(node, module.in_channels).live
-                yield f"{name}.weight", (written.live[:, None], read[None])
-            else:
-                yield f"{name}.weight", (written.live,)
+        name, written = str(node.target), analysis.flow.written[node]
+        if kind in (ops.CONV, ops.DEPTHWISE) and written is not None:
+            read = analysis.inputs(node).live
+            rows = (written.live[:, None], read[None]) if kind == ops.CONV else (written.live,)
+            yield f"{name}.weight", rows
             yield f"{name}.bias", (written.live,)
         elif kind == ops.NORM and written is not None:
-            features = written.features(len(module.running_mean))  # type: ignore[union-attr]
-            for own in ("weight", "bias", "running_mean", "running_var"):
-                yield f"{name}.{own}", (features.live,)
-        elif isinstance(module, nn.Linear) and kind == ops.LINEAR:
-            outputs = torch.arange(module.out_features, device=module.weight.device)
-            read = rewriter.inputs(node, module.in_features).live
+            for attribute in ("weight", "bias", "running_mean", "running_var"):
+                yield f"{name}.{attribute}", (written.live,)
+        elif kind == ops.LINEAR:
+            read = analysis.inputs(node).live
+            outputs = torch.arange(graph.filters(name), device=read.device)
             yield f"{name}.weight", (outputs[:, None], read[None])
 
 
-def _all_dead(graph: ChannelGraph, rewriter: Rewriter) -> bool:
+def _silent(analysis: Analysis) -> bool:
+    """Whether all that is read of what is left out is zero: nothing has to be folded in."""
+    kinds = (ops.CONV, ops.LINEAR)
+    layers = [node for node, kind in analysis.graph.kinds.items() if kind in kinds]
+    read = [analysis.inputs(node) for node in layers]
+    read += [expansion.channels for expansion in analysis.widened()]
+    return not any(channels.absent.any() for channels in read)
+
+
+def _all_dead(analysis: Analysis) -> bool:
     """Whether no gradient can ever reach a channel that is left out."""
-    modules = dict(graph.module.named_modules())
+    graph = analysis.graph
     for node, kind in graph.kinds.items():
-        channels = rewriter.channels[node]
+        channels = analysis.flow.written[node]
         if node.op == "call_function" and "dropout" in str(node.target):
             return False  # traced in eval mode: it would never drop anything
         if channels is None or channels.whole or kind not in (ops.CONV, ops.DEPTHWISE, ops.NORM):
@@ -200,11 +204,12 @@ def _all_dead(graph: ChannelGraph, rewriter: Rewriter) -> bool:
         if kind == ops.NORM:
             absent = torch.ones(channels.total, dtype=torch.bool, device=channels.live.device)
             absent[channels.live] = False
-            if not _rests(modules[str(node.target)], absent) or not _rectified(node, graph):
+            norm = graph.module.get_submodule(str(node.target))
+            if not _rests(norm, absent) or not _rectified(node, graph):
                 return False
         elif any(graph.kinds[user] != ops.NORM for user in node.users):
             return False
-    return all(_from_relu(e.source, graph, rewriter) for e in rewriter.expansions)
+    return all(_from_relu(expansion.source, analysis) for expansion in analysis.widened())
 
 
 def _rests(norm: nn.Module, absent: Tensor) -> bool:
@@ -224,9 +229,10 @@ def _rectified(node: fx.Node, graph: ChannelGraph) -> bool:
     )
 
 
-def _from_relu(node: fx.Node, graph: ChannelGraph, rewriter: Rewriter) -> bool:
+def _from_relu(node: fx.Node, analysis: Analysis) -> bool:
     """Whether what is absent from a node was zeroed by a ReLU or never there."""
-    while graph.kinds[node] in (ops.SLICE, ops.POOL, ops.PAD):
+    kinds = analysis.graph.kinds
+    while kinds[node] in (ops.SLICE, ops.POOL, ops.PAD):
         node = node.all_input_nodes[0]
-    channels = rewriter.channels[node]
-    return (channels is not None and channels.whole) or is_relu(node, graph)
+    channels = analysis.flow.written[node]
+    return (channels is not None and channels.whole) or is_relu(node, analysis.graph)

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from fpgm.data.images import Images
-from fpgm.graph.trace import exact
 from fpgm.machine.device import autocast
 from fpgm.machine.ranks import ALONE, Ranks, joined
+from fpgm.networks.modes import exact
 
 TEST_PIXELS = {"cpu": 1_024_000, "cuda": 10_240_000}  # of a batch: bounds an evaluation's memory
 

@@ -36,7 +36,7 @@ def finish(task: Task, run: Run) -> dict[str, Any]:
     model, images, keep = task.full.network, task.images, task.schedule.keep
     # The form that is shipped: as cut, or with ballast where that is faster.
     tuned, problems = tune_for(task) if task.config.tune else (None, [])
-    ballast = tuned.emit if tuned else {}
+    ballast = tuned.ballast if tuned else {}
     small = compact(model, keep, ballast)
     # Both networks say what they say before anything is judged, and are saved before that, too.
     (full, labels), (reduced, _) = logits(model, images), logits(small, images)
@@ -44,7 +44,7 @@ def finish(task: Task, run: Run) -> dict[str, Any]:
     sizes = []
     for name, network in (("zeroed.pt", model), ("compact.pt", small)):
         weights = {key: value.cpu() for key, value in network.state_dict().items()}
-        more = {"emit": ballast} if network is small and ballast else {}
+        more = {"ballast": ballast} if network is small and ballast else {}
         checkpoint.write(task.directory / name, {**shared, **more, "state_dict": weights})
         sizes.append((task.directory / name).stat().st_size)
     # The proof: one function, measured on every test image.

@@ -15,7 +15,7 @@ from torch import nn
 from zoo import Odd, randomised
 
 import fpgm
-from fpgm.compaction import ballast as emission
+from fpgm.compaction.ballast import everything, rounded, streams, widened
 from fpgm.compaction.compact import compact, equivalence, load
 from fpgm.errors import ShippingError
 from fpgm.graph.groups import RESIDUAL, prunable
@@ -62,43 +62,42 @@ def maps(network: nn.Module) -> int:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_form_computes_the_same_function(name: str, residual: str) -> None:
     model, keep, graph, groups = pruned(name, residual)
-    widened = emission.widened(graph, keep, {}, emission.groups(graph, keep))
-    forms = [widened, emission.everything(graph, keep)]
-    forms += [emission.rounded(graph, keep, emit, groups, 8) for emit in ({}, widened)]
-    forms += [emission.rounded(graph, keep, widened, groups, 1)]
-    for emit in forms:
-        assert error(model, compact(model, keep, emit)) <= 1e-12
+    wide = widened(graph, keep, {}, streams(graph, keep))
+    forms = [wide, everything(graph, keep), rounded(graph, keep, {}, groups, 8)]
+    forms += [rounded(graph, keep, wide, groups, 1)]
+    for ballast in forms:
+        assert error(model, compact(model, keep, ballast)) <= 1e-12
 
 
 @given(seed=st.integers(0, 10_000), rate=st.floats(0.1, 0.9), multiple=st.integers(1, 9))
 @settings(deadline=None, max_examples=15)
 def test_one_constant_channel_can_carry_all_others(seed: int, rate: float, multiple: int) -> None:
     model, keep, graph, groups = pruned("resnet20", "inner", rate, seed)
-    emit = emission.rounded(graph, keep, {}, groups, multiple)
-    assert error(model, compact(model, keep, emit), 33) <= 1e-12
+    ballast = rounded(graph, keep, {}, groups, multiple)
+    assert error(model, compact(model, keep, ballast), 33) <= 1e-12
 
 
 def test_widened_adds_need_no_scatter_and_a_carrier_no_map() -> None:
     model, keep, graph, groups = pruned("resnet20", "independent")
     cut = compact(model, keep)
-    widened = emission.widened(graph, keep, {}, emission.groups(graph, keep))
-    carried = emission.rounded(graph, keep, widened, groups, 1)
+    wide = widened(graph, keep, {}, streams(graph, keep))
+    carried = rounded(graph, keep, wide, groups, 1)
     assert expands(cut) > 2
     assert maps(cut) > 2
-    assert expands(compact(model, keep, widened)) == 2  # the zeros of the two shortcuts A
+    assert expands(compact(model, keep, wide)) == 2  # the zeros of the two shortcuts A
     assert maps(compact(model, keep, carried)) == 0
-    macs = [fpgm.cost(compact(model, keep, e), (3, 32, 32)).macs for e in ({}, widened, carried)]
+    macs = [fpgm.cost(compact(model, keep, e), (3, 32, 32)).macs for e in ({}, wide, carried)]
     assert macs[0] < macs[1] < macs[2] < fpgm.cost(model, (3, 32, 32)).macs
 
 
 def test_widths_are_rounded_up_and_never_beyond_the_layer() -> None:
     _, keep, graph, groups = pruned("resnet20", "inner", 0.3)
-    emit = emission.rounded(graph, keep, {}, groups, 8)
+    ballast = rounded(graph, keep, {}, groups, 8)
     for name, kept in keep.items():
-        width = len(emit.get(name, kept))
+        width = len(ballast.get(name, kept))
         assert len(kept) <= width <= graph.filters(name)
         assert width % 8 == 0 or width == graph.filters(name)
-        assert set(kept.tolist()) <= set(emit.get(name, kept).tolist())
+        assert set(kept.tolist()) <= set(ballast.get(name, kept).tolist())
 
 
 def test_a_tuned_network_loads_again(tmp_path: Path) -> None:
@@ -107,10 +106,10 @@ def test_a_tuned_network_loads_again(tmp_path: Path) -> None:
     keep = fpgm.select(model, "random", 0.5)
     fpgm.zero_(model, keep)
     graph = trace(model)
-    emit = emission.widened(graph, keep, {}, emission.groups(graph, keep))
-    emit = emission.rounded(graph, keep, emit, prunable(graph).groups, 4)
-    small = compact(model, keep, emit)
-    saved = {"arch": arch, "keep": keep, "emit": emit, "state_dict": small.state_dict()}
+    ballast = widened(graph, keep, {}, streams(graph, keep))
+    ballast = rounded(graph, keep, ballast, prunable(graph).groups, 4)
+    small = compact(model, keep, ballast)
+    saved = {"arch": arch, "keep": keep, "ballast": ballast, "state_dict": small.state_dict()}
     write(tmp_path / "compact.pt", saved)
     x = torch.randn(2, 3, 32, 32)
     assert torch.equal(load(tmp_path / "compact.pt")(x), small(x))
@@ -147,7 +146,7 @@ def test_the_fastest_form_is_chosen(monkeypatch: pytest.MonkeyPatch, price, form
     assert tuned.form == form
     times = {row["form"]: row["ms"] for row in tuned.rows if row["round"] == 2}
     assert times[tuned.form] <= times["full width"] / tuning.WORTH
-    assert 1e3 * price(compact(model, keep, tuned.emit)) == times[form]
+    assert 1e3 * price(compact(model, keep, tuned.ballast)) == times[form]
 
 
 def test_a_run_ships_the_form_that_is_fastest(tmp_path: Path) -> None:
