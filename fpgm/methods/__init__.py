@@ -27,12 +27,13 @@ def named(name: str, group: str) -> type[Method]:
 
     group: `schedule` for those that own the selection, `method` for those beside them.
     """
-    fitting = [n for n, m in METHODS.items() if issubclass(m, Schedule) == (group == "schedule")]
+    owners = {n: issubclass(m, Schedule) for n, m in METHODS.items()}
+    fitting = sorted(n for n, owns in owners.items() if owns == (group == "schedule"))
     module, separator, attribute = name.partition(":")
     if name in METHODS:
         method = METHODS[name]
     elif not separator:
-        choices = ", ".join(sorted(fitting))
+        choices = ", ".join(fitting)
         raise Error(f"{group}={name}: choose one of {choices}, or module:Class of your own")
     else:
         try:

@@ -35,7 +35,8 @@ Scores = dict[str, Tensor]
 class Zeroing(Schedule):
     """Selects after epochs, zeroes what is not kept, and watches it.
 
-    State: keep; scores, layer -> (N,) of the last selection; rate, the full one, once it is known.
+    State: keep; scores, layer -> (n,) of the filters that had any when they were last selected;
+    rate, the full one, once it is known.
     Schedules say when and how hard (`share_before`, `share_after`, of the full rate) and during
     which epochs pruned filters get no gradient (`masked`).
 
@@ -96,8 +97,7 @@ class Zeroing(Schedule):
     def start(self) -> None:
         share = self.share_before()
         if share is not None:
-            self._choose(share * self.full_rate())
-            self._refuse_ties()
+            self._refuse_ties(self._choose(share * self.full_rate()))
             zero_(self._model, self.keep)
 
     def before_epoch(self, epoch: int) -> None:
@@ -138,7 +138,7 @@ class Zeroing(Schedule):
             update_bn((images for images, _ in self.task.batches(self._recalibrate)), self._model)
 
     def state(self) -> dict[str, Any]:
-        return {"keep": self.keep, "rate": self.rate, "scores": self.finite_scores()}
+        return {"keep": self.keep, "rate": self.rate, "scores": self.scores}
 
     def resume(self, state: Mapping[str, Any]) -> None:
         self.use(state["keep"])
@@ -167,12 +167,6 @@ class Zeroing(Schedule):
         """What would be kept at the full rate by the weights as they stand. Changes nothing."""
         return self._selected(self.full_rate(), self.task.goal.rule.align)[0]
 
-    def finite_scores(self) -> Scores:
-        """Of the selection after the last epoch, if there was one: layer -> scores of its filters,
-        but of those that were pruned already and have none."""
-        finite = {name: values[values.isfinite()].cpu() for name, values in self.scores.items()}
-        return {name: values for name, values in finite.items() if len(values)}
-
     def full_rate(self) -> float:
         """The rate that the run asks for: as given, or found on the compact network's MACs.
 
@@ -199,10 +193,14 @@ class Zeroing(Schedule):
             return rate_nearest(macs(goal.rate, 1), macs)
         return rate_for(goal, cost(model, image).macs, macs)
 
-    def _choose(self, rate: float) -> None:
-        """Select at `rate` on the current weights; nothing is zeroed yet."""
-        keep, self.scores = self._selected(rate, self.task.goal.rule.align)
+    def _choose(self, rate: float) -> Scores:
+        """Select at `rate` on the current weights; nothing is zeroed yet. Returns all scores."""
+        keep, scores = self._selected(rate, self.task.goal.rule.align)
         self.use(keep)
+        # Filters that were pruned already have none.
+        finite = {name: values[values.isfinite()] for name, values in scores.items()}
+        self.scores = {name: values for name, values in finite.items() if len(values)}
+        return scores
 
     def _selected(self, rate: float, align: int) -> tuple[Keep, Scores]:
         """The filters to keep at `rate` by the current weights, and the scores that say so."""
@@ -235,12 +233,12 @@ class Zeroing(Schedule):
         shared: Evidence = from_first(evidence, self.task.ranks)
         return shared
 
-    def _refuse_ties(self) -> None:
+    def _refuse_ties(self, scores: Scores) -> None:
         """A criterion that tells nothing must not choose by index in silence.
 
         Raises Error where training could help, and warns where it has been done.
         """
-        tied = all_tied(self.scores)
+        tied = all_tied(scores)
         if not tied or not self._criterion.views:  # of two weights' distances both are the same
             return
         line = f"criterion={self._criterion.name}: all filters of {tied[0]} have one score"
