@@ -91,11 +91,14 @@ def job(composed: DictConfig) -> None:
 
 def run_job(values: dict[str, Any], directory: Path) -> None:
     """Print the result of a run that is done, or train it from where it stands."""
+    finished = processes.alone() and (directory / "report.json").exists()
+    if not finished:
+        Config.of(values)  # a mistake in the words is told before a baseline is looked for
     if values.get("pretrained") == "baseline":
         given = HydraConfig.get().overrides
         place = [word for word in given.hydra if word.startswith("hydra.sweep.dir=")]
         values["pretrained"] = str(find_baseline(directory, values, [*given.task, *place]))
-    report = result_of(directory, values) if processes.alone() else None
+    report = result_of(directory, values) if finished else None  # at once: no torch is needed
     if report is not None:
         _show(report, directory)
         return
