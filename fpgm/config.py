@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from fpgm.errors import Error
 from fpgm.typed import build, choice, number
+
+PACKAGE = Path(__file__).resolve().parent
+# Inside a wheel the configs are part of the package, in a checkout they are beside it.
+CONFIGS = next(c for c in (PACKAGE / "configs", PACKAGE.parent / "configs") if c.is_dir())
 
 DATA_DRIVEN = ("taylor", "apoz", "hrank")  # criteria that look at training images
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import re
-from pathlib import Path
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -17,13 +16,9 @@ from hydra.errors import (
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fpgm.config import flatten
+from fpgm.config import CONFIGS, flatten
 from fpgm.errors import Error
 from fpgm.typed import suggestion
-
-PACKAGE = Path(__file__).resolve().parent.parent
-# Inside a wheel the configs are part of the package, in a checkout they are beside it.
-CONFIGS = next(c for c in (PACKAGE / "configs", PACKAGE.parent / "configs") if c.is_dir())
 
 
 def explain(error: Exception) -> str:

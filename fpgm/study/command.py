@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
-import io
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,28 +27,20 @@ fpgm-study --arch resnet50 --weights torchvision     torchvision's; without --we
 def write(study: Mapping[str, Any], directory: Path) -> None:
     """study.json, study.html, and a CSV for each table that is not empty; one of that name that an
     earlier study left is removed. Raises OSError."""
+    from fpgm.report.table import comma_separated
     from fpgm.runs.files import write_text
-    from fpgm.study.sections import html
+    from fpgm.study.drawing import html
 
     directory.mkdir(parents=True, exist_ok=True)
     for name in TABLES:
         if study[name]:
-            write_text(directory / f"{name}.csv", tidy(study[name]))
+            write_text(directory / f"{name}.csv", comma_separated(study[name]))
         else:
             (directory / f"{name}.csv").unlink(missing_ok=True)
     norms = ({"layer": e["layer"], "norm": norm} for e in study["norms"] for norm in e["norms"])
-    write_text(directory / "norms.csv", tidy(list(norms)))
+    write_text(directory / "norms.csv", comma_separated(list(norms)))
     write_text(directory / "study.html", html(study))
     write_text(directory / "study.json", json.dumps(study, indent=1, allow_nan=False) + "\n")
-
-
-def tidy(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows of one table as CSV; what is undefined is empty."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def parser() -> argparse.ArgumentParser:
@@ -107,11 +97,12 @@ def study(words: argparse.Namespace) -> Path:
     given = {name: getattr(words, name) for name in fields if getattr(words, name) is not None}
     settings = Settings(**given)
     directory: Path = words.out or _default_directory(words.network)
-    from fpgm.criteria.evidence import DATA
+    from fpgm.criteria import CRITERIA
     from fpgm.study.examine import examine
     from fpgm.study.subject import find
 
-    wanted = not settings.criteria or bool(DATA.intersection(settings.criteria))
+    reading = {name for name, criterion in CRITERIA.items() if criterion.reads_images}
+    wanted = not settings.criteria or bool(reading.intersection(settings.criteria))
     subject = find(
         words.network, words.arch, words.weights, words.data, words.image_size, settings.seed,
         wanted,
@@ -142,7 +133,3 @@ def main(argv: list[str] | None = None) -> None:
         print(f"fpgm-study: {error}", file=sys.stderr)
         sys.exit(1)
     print(f"{directory / 'study.html'} shows it all; study.json and the CSV files hold the numbers")
-
-
-if __name__ == "__main__":
-    main()

@@ -72,8 +72,6 @@ def _problems(s: Settings) -> Iterator[str]:
             yield f"{flag} {','.join(map(str, several))}: names one twice"
     if not s.scopes or not s.rates:
         yield "--scope and --rates: give one of each at least, for example --scope layer"
-    if "mix" in s.criteria:
-        yield "--criteria mix: is an order of pruning at one rate and no score; give l2,gm"
     for flag, count, least in (
         ("--draws", s.draws, 3), ("--perturbations", s.perturbations, 1),
         ("--batches", s.batches, 2), ("--batch-size", s.batch_size, 2), ("--seed", s.seed, 0),

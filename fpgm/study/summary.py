@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from fpgm.study.findings import Row, Study, grouped, mean
+from fpgm.study.tables import Row, Study, grouped, mean
 
 
 def lines(study: Study) -> list[str]:

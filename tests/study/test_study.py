@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import os
 import re
@@ -13,25 +14,28 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fpgm.study.scores import live_layers
 from scipy import stats
 from torch import Tensor, nn
 from zoo import randomised
 
 import fpgm
-from fpgm.config import Dataset
-from fpgm.data.memory import load as load_data
+from fpgm.config import CONFIGS
+from fpgm.data import sets
 from fpgm.errors import Error
 from fpgm.study.command import main, write
 from fpgm.study.examine import examine
-from fpgm.study.scoring import live_layers
 from fpgm.study.settings import Settings
 from fpgm.study.subject import Subject, find
 
 ROOT = Path(__file__).parent.parent.parent
-DIGITS = Dataset(
-    name="digits", root=None, image_size=None, pad=0, flip=False, workers=None, on_error="stop"
-)
 QUICK = {"draws": 4, "perturbations": 2, "rates": (0.25, 0.5)}
+
+
+@pytest.fixture(autouse=True)
+def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small layers get many networks to compare with; here as many as a test asks for."""
+    monkeypatch.setattr("fpgm.study.agreement.MOST", 1)
 
 
 class Two(nn.Module):
@@ -74,8 +78,10 @@ def permuted(model: Two, seed: int) -> Two:
     return other.eval()
 
 
+@functools.cache
 def images():
-    return load_data(DIGITS, torch.device("cpu"))
+    digits = yaml.safe_load((CONFIGS / "dataset" / "digits.yaml").read_text())["dataset"]
+    return sets.load(torch.device("cpu"), **digits | {"pad": 0, "flip": False})
 
 
 def study(model: nn.Module, with_images: bool = False, **options) -> dict:
@@ -222,7 +228,7 @@ def test_settings_out_of_range_name_their_flag(wrong: dict) -> None:
 
 def test_random_start_is_called_neither_above_nor_below_its_null() -> None:
     called = []
-    for seed in range(3):
+    for seed in range(2):
         model = find(None, "resnet20", None, None, None, seed, False).model
         found = study(model, criteria=("l1", "l2", "gm"), draws=40, rates=(0.4,), perturbations=1)
         called += [row["relation"] for row in found["pairs"]]
