@@ -6,8 +6,10 @@ matplotlib is imported when something is drawn.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
 from fpgm.page import COLOURS, Line, bullets, curves, figure, page, table, text
@@ -16,7 +18,6 @@ from fpgm.study.tables import CHANCE, GAUSSIAN, Row, Study, grouped, mean
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Section = tuple[str, Sequence[Markup]]
 MOST_LINES = 8  # in one drawing: those furthest from 0
 MOST_PANELS = 24  # of densities in one figure
 RUG = 200  # ticks at most under one density: evenly spaced among the sorted norms
@@ -25,26 +26,33 @@ RELATIONS = {"above": "above its null", "as": "like its null", "below": "below i
 
 def html(study: Study) -> str:
     """The page."""
-    settings = [(key, _plain(value)) for key, value in study["settings"].items()]
-    sections: list[Section] = [
-        ("In ten lines", [bullets(study["summary"])]),
-        ("Similarity", _similarity(study)),
-        ("Pruned sets", _overlap(study)),
-        ("Applicability", _applicability(study)),
-        ("One ranking", _collapse(study)),
-        ("Weights", _weights(study)),
-        ("Norms", _norms(study)),
-        ("Densities", _densities(study)),
-        ("Settings", [
-            table(("setting", "value"), settings),
+    sections = {
+        "In ten lines": [bullets(study["summary"])],
+        "Similarity": _similarity(study),
+        "Pruned sets": _overlap(study),
+        "Applicability": _applicability(study),
+        "One ranking": _collapse(study),
+        "Weights": _weights(study),
+        "Norms": _norms(study),
+        "Densities": _densities(study),
+        "Settings": [
+            table(("setting", "value"), ((k, _plain(v)) for k, v in study["settings"].items())),
             text("Every figure of this page and more: study.json and the CSV files beside it."),
-        ]),
-    ]  # fmt: skip
+        ],
+    }
+    template = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
+    zero = sum(row["zero"] for row in study["layers"])
+    terms = {"s": study["settings"], "zero": zero, "rug": RUG}
+    explained = vars(template.get_template("explained.html").make_module(terms))
     return page(
         f"Study of {study['network']}",
         "Which pruning criterion? Whether criteria rank this network's filters alike, whether "
         "their scores tell filters apart, and why.",
-        [section for section in sections if section[1]],
+        [
+            (name, [explained.get(name.replace(" ", "_"), Markup("")), *parts])
+            for name, parts in sections.items()
+            if parts
+        ],
     )
 
 
@@ -52,20 +60,7 @@ def _similarity(study: Study) -> list[Markup]:
     pairs, names = study["pairs"], study["settings"]["criteria"]
     if not pairs:
         return [text("One criterion alone: nothing to compare.")]
-    zero = sum(row["zero"] for row in study["layers"])
-    alone = f" {zero:,} filters are all zero and left out; those that live were chosen by some "
-    alone += "criterion, and over a chosen part rank correlations are lower."
     parts = [
-        text(
-            "Spearman's rank correlation of two criteria over the same filters; 1: both prune in "
-            "the same order. The null beside it is what the same criteria give on iid Gaussian "
-            "filters of the same shapes: agreement that comes of what they compute and says "
-            "nothing about this network. A criterion that looks at data or BatchNorm has no such "
-            "null; two unrelated rankings stand there (0). z: how many of the null's standard "
-            "deviations the layers lie above it on average (after Fisher's transformation); "
-            "called above or below from 3 on, where two digits show it. Of layers that follow "
-            "the null 2.5 % lie above its interval, and 2.5 % below." + (alone if zero else "")
-        ),
         figure(
             heatmaps(pairs, names), "Spearman of every pair of criteria, each beside its null."
         ),
@@ -109,28 +104,12 @@ def _overlap(study: Study) -> list[Markup]:
     if not rows:
         return []
     return [
-        text(
-            "Jaccard overlap of the sets of filters that two criteria prune at a rate: filters in "
-            "both over filters in either, the mean of the layers; in brackets the null. Filters of "
-            "one score go in a random order, each criterion's own."
-        ),
         table(("pair", "ranking", *(f"{100 * rate:g} %" for rate in rates)), rows),
     ]
 
 
 def _applicability(study: Study) -> list[Markup]:
-    settings = study["settings"]
     parts = [
-        text(
-            "A criterion can only be applied where its scores differ. std / mean is the "
-            "coefficient of variation of the scores of a layer, median over layers; its null is "
-            "that of Gaussian filters. Gap at the cut: the step from the last pruned to the first "
-            "kept score in standard deviations, median over layers and rates. Stability: mean "
-            "Jaccard overlap of the pruned set with those after a small perturbation, "
-            f"{settings['perturbations']} times: noise of {settings['noise']:g} standard "
-            "deviations on the weights or BatchNorm's scale, or a bootstrap over the batches. "
-            "Ties: share of filters whose score another one has, too."
-        ),
         table(
             ("criterion", "std / mean", "null", "range / mean", "ties", "gap at the cut",
              "stability", "perturbed"),
@@ -166,13 +145,6 @@ def _collapse(study: Study) -> list[Markup]:
         for (name,), losses in grouped(shown, "criterion").items()
     }
     return [
-        text(
-            "All filters of the network in one ranking, each layer's scores normalised first: "
-            "none, by their mean, their Euclidean norm, or to their rank. Counted are layers that "
-            f"would lose {100 * study['settings']['collapse']:g} % or more of their filters at a "
-            "rate (layer collapse); training with scope=global has a floor against it, this "
-            "ranking has none."
-        ),
         table(("criterion", "normalised", *(f"{100 * rate:g} %" for rate in rates)), rows),
         figure(
             _curves(lines, "% of the layer pruned"),
@@ -182,7 +154,7 @@ def _collapse(study: Study) -> list[Markup]:
 
 
 def _weights(study: Study) -> list[Markup]:
-    s, rows = study["settings"], study["distribution"]
+    rows = study["distribution"]
     columns = {
         "layer": "layer", "verdict": "verdict", "weights": "weights", "p": "p",
         "anderson": "A\u00b2", "skew": "skew", "excess_kurtosis": "excess kurtosis", "ks": "KS",
@@ -196,16 +168,6 @@ def _weights(study: Study) -> list[Markup]:
         "iid": "correlation_iid", "cosine of filters": "cosine", "cosine, iid": "cosine_iid",
     }  # fmt: skip
     return [
-        text(
-            "Where filters are nearly Gaussian with equal variances and small correlations, norms "
-            "and distances concentrate and criteria rank alike (Huang et al., NeurIPS 2021). p: "
-            "D'Agostino and Pearson's test on a seeded sample; A\u00b2: Anderson and Darling; a "
-            f"layer is called not Gaussian only if p < {s['alpha']:g} and |skew| > "
-            f"{s['max_skew']:g} or |excess kurtosis| > {s['max_kurtosis']:g}, as large samples "
-            "reject everything. KS: largest distance of the distribution functions. Variances: "
-            "std / mean of the variances of a filter's coordinates; |r|: mean correlation of two "
-            "positions over filters; each with the value of iid weights."
-        ),
         _table(rows, columns, lambda row: row["verdict"] != "gaussian"),
         figure(
             _curves(_columns(study, "distribution", effects), "effect"),
@@ -219,7 +181,7 @@ def _weights(study: Study) -> list[Markup]:
 
 
 def _norms(study: Study) -> list[Markup]:
-    s, rows = study["settings"], study["diagnosis"]
+    rows = study["diagnosis"]
     columns = {
         "layer": "layer", "verdict": "verdict", "live": "live", "zero": "zero", "min": "min",
         "median": "median", "max": "max", "cv": "std / mean", "cv_iid": "iid",
@@ -230,22 +192,13 @@ def _norms(study: Study) -> list[Markup]:
         _columns(study, "diagnosis", lines), "L2 norms", log=all(r["min"] > 0 for r in rows)
     )
     return [
-        text(
-            "FPGM's argument: a norm can only tell filters apart if norms deviate widely and the "
-            "smallest is near zero. The paper gives no thresholds; ours are std / mean >= "
-            f"{s['min_cv']:g} (iid Gaussian filters have about 1 / sqrt(2d)) and min / median <= "
-            f"{s['max_minimum']:g}. Filters that are all zero are counted apart."
-        ),
         _table(rows, columns, lambda row: row["verdict"] == "suits a norm"),
         figure(drawing, "Deviation and smallest norm over depth."),
     ]
 
 
 def _densities(study: Study) -> list[Markup]:
-    parts = [text(
-        "Kernel density of the L2 norms of each layer's live filters and a tick for each filter "
-        f"({RUG} evenly spaced ones where there are more), from zero on."
-    )]  # fmt: skip
+    parts = []
     for start in range(0, len(study["norms"]), MOST_PANELS):
         part = study["norms"][start : start + MOST_PANELS]
         parts.append(figure(densities(part), f"Norms, {part[0]['layer']} to {part[-1]['layer']}."))
