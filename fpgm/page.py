@@ -129,7 +129,11 @@ def curves(
     for index, (name, points) in zip(looks or range(len(lines)), lines.items(), strict=True):
         values = [float("nan") if value is None else value for _, value in points]
         # Lines that lie on each other are both seen: the later one is dashed.
-        look: dict[str, Any] = {"linestyle": ("-", "--", ":", "-.")[index % 4], "linewidth": 1.4, "markersize": 3}
+        look: dict[str, Any] = {
+            "linestyle": ("-", "--", ":", "-.")[index % 4],
+            "linewidth": 1.4,
+            "markersize": 3,
+        }
         look["markevery"] = max(len(points) // 40, 1)
         plot.plot([at for at, _ in points], values, label=name, **style(index), **look)
     plot.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -150,5 +150,6 @@ def _defaults(group: str, name: str) -> dict[str, Any]:
         return {"name": name}
     values = OmegaConf.to_container(OmegaConf.load(path))  # to which 1e-4 is a number
     assert isinstance(values, dict)
+    values = values.get(group, values.get(name, values))
     # Some files set more than their group, and of methods several may act at once.
-    return {"name": name, **values.get(group, values.get(name, values))}
+    return {"name": name, **values}

@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -89,16 +89,10 @@ def study(words: argparse.Namespace) -> Path:
         words.network, words.arch, words.weights, words.data, words.image_size, settings.seed,
         not settings.criteria or bool(reading.intersection(settings.criteria)),
     )  # fmt: skip
-    result = examine(subject, settings, _watch)
+    result = examine(subject, settings)
     write(result, directory)
     print("\n".join(result["summary"]))
     return directory
-
-
-def _watch(what: str, items: list[Any]) -> Iterable[Any]:
-    from tqdm import tqdm
-
-    return tqdm(items, desc=what, leave=False, disable=None)  # not where nobody watches
 
 
 def main(argv: list[str] | None = None) -> None:

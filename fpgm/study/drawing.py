@@ -103,9 +103,7 @@ def _overlap(study: Study) -> list[Markup]:
         rows.append(cells)
     if not rows:
         return []
-    return [
-        table(("pair", "ranking", *(f"{100 * rate:g} %" for rate in rates)), rows),
-    ]
+    return [table(("pair", "ranking", *(f"{100 * rate:g} %" for rate in rates)), rows)]
 
 
 def _applicability(study: Study) -> list[Markup]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
@@ -22,7 +21,7 @@ from fpgm.study.agreement import (
     tie_order,
     whole_network,
 )  # fmt: skip
-from fpgm.study.scores import Layer, Watch, perturbed, scored_layers, weight_only
+from fpgm.study.scores import Layer, perturbed, scored_layers, watched, weight_only
 from fpgm.study.settings import NORMALISE, Settings
 from fpgm.study.subject import Subject
 from fpgm.study.weights import battery, density, diagnose, verdict
@@ -31,21 +30,17 @@ SCHEMA = 1
 Result = dict[str, Any]
 
 
-def silent(_: str, items: list[Any]) -> Iterable[Any]:
-    return items
-
-
-def examine(subject: Subject, settings: Settings, watch: Watch = silent) -> Result:
+def examine(subject: Subject, settings: Settings) -> Result:
     """All numbers of a study, ready for JSON. Raises Error."""
     notes: list[str] = []
-    layers, criteria, left = scored_layers(subject, settings, notes, watch)
+    layers, criteria, left = scored_layers(subject, settings, notes)
     shapes = Counter(layer.shape for layer in layers)
     nulls = {  # draws for every shape there is
         shape: draw(
             shape, weight_only(criteria), count_draws(shape, max(settings.draws, shapes[shape])),
             settings.seed,
         )
-        for shape in watch("Gaussian null", list(shapes))
+        for shape in watched(list(shapes), "Gaussian null")
     }  # fmt: skip
     result: Result = {
         "schema": SCHEMA,
@@ -62,14 +57,14 @@ def examine(subject: Subject, settings: Settings, watch: Watch = silent) -> Resu
         ],
         "left_out": [{"layer": name, "reason": reason} for name, reason in left.items()],
         **{name: [] for name in ("similarity", "overlap", "applicability", "cuts", "collapse")},
-        **_shapes(layers, settings, watch),
+        **_shapes(layers, settings),
     }  # fmt: skip
     if "layer" in settings.scopes:
         of_shape = {
             shape: figures(nulls[shape], settings.rates)
-            for shape in watch("statistics of the null", list(nulls))
+            for shape in watched(list(nulls), "statistics of the null")
         }
-        for layer in watch("statistics", layers):
+        for layer in watched(layers, "statistics"):
             names = [name for name in criteria if name in layer.scores]
             gaussian = weight_only(criteria), of_shape[layer.shape], len(nulls[layer.shape])
             scores, again = layer.matrix(names), layer.matrices(names)
@@ -143,10 +138,10 @@ def _rank(
     result["cuts"] += tables.cuts(ranking)
 
 
-def _shapes(layers: list[Layer], settings: Settings, watch: Watch) -> Result:
+def _shapes(layers: list[Layer], settings: Settings) -> Result:
     """Weight distribution and FPGM's diagnosis."""
     tests, diagnoses, every = [], [], []
-    for layer in watch("distributions", layers):
+    for layer in watched(layers, "distributions"):
         weight = layer.weight.double().numpy()
         norms = np.linalg.norm(weight.reshape(len(weight), -1), axis=1)
         tested = battery(weight, settings.seed)

@@ -10,13 +10,14 @@ from __future__ import annotations
 import itertools
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from fpgm.criteria import CRITERIA
 from fpgm.criteria.evidence import gather, missing
@@ -28,9 +29,9 @@ from fpgm.study.agreement import Array
 from fpgm.study.settings import Settings
 from fpgm.study.subject import Subject
 
+T = TypeVar("T")
 LEAST = 4  # filters that a ranking needs to say anything
 Evidence = Mapping[str, Mapping[str, Tensor]]  # layer -> parameter of a criterion -> (N,)
-Watch = Callable[[str, list[Any]], Iterable[Any]]  # shows how far a loop is, as tqdm does
 
 
 @dataclass
@@ -59,6 +60,11 @@ class Layer:
         return np.stack([self.again[name] for name in names], axis=1)
 
 
+def watched(items: Sequence[T], what: str) -> Iterable[T]:
+    """How far a loop is, where somebody watches."""
+    return tqdm(items, desc=what, leave=False, disable=None)
+
+
 def weight_only(names: Iterable[str]) -> list[str]:
     """Those that look at nothing but the weight."""
     return [name for name in names if not CRITERIA[name].views]
@@ -73,7 +79,7 @@ def perturbed(name: str) -> str:
 
 
 def scored_layers(
-    subject: Subject, settings: Settings, notes: list[str], watch: Watch
+    subject: Subject, settings: Settings, notes: list[str]
 ) -> tuple[list[Layer], list[str], dict[str, str]]:
     """The layers with their scores, the criteria that tell filters apart, and why other layers are
     left out. `notes` gets a line for all else that is left out.
@@ -91,7 +97,7 @@ def scored_layers(
             "or more"
         )
     criteria = _chosen(settings, subject, notes)
-    _score(subject, layers, criteria, settings, notes, watch)
+    _score(subject, layers, criteria, settings, notes)
     return layers, _telling(layers, criteria, notes), left
 
 
@@ -175,12 +181,7 @@ def _telling(layers: list[Layer], criteria: list[str], notes: list[str]) -> list
 
 
 def _score(
-    subject: Subject,
-    layers: list[Layer],
-    criteria: list[str],
-    settings: Settings,
-    notes: list[str],
-    watch: Watch,
+    subject: Subject, layers: list[Layer], criteria: list[str], settings: Settings, notes: list[str]
 ) -> None:
     """Fill in every layer's scores; `notes` gets what could not be scored."""
     looking = [name for name in criteria if CRITERIA[name].views]
@@ -191,8 +192,8 @@ def _score(
         if places:
             part = CRITERIA[name].needs_part
             notes.append(f"{name} in layers without {part} ({', '.join(places)})")
-    evidence = _evidence(subject, layers, looking, settings, watch)
-    for layer in watch("criteria", layers):
+    evidence = _evidence(subject, layers, looking, settings)
+    for layer in watched(layers, "criteria"):
         score(layer, weight_only(criteria), settings)
         for name in looking:
             if layer.name not in lacking[name]:
@@ -200,7 +201,7 @@ def _score(
 
 
 def _evidence(
-    subject: Subject, layers: list[Layer], looking: list[str], settings: Settings, watch: Watch
+    subject: Subject, layers: list[Layer], looking: list[str], settings: Settings
 ) -> list[Evidence]:
     """One dictionary for each batch, each batch read once; what needs no images comes first."""
     names = [layer.name for layer in layers]
@@ -214,7 +215,7 @@ def _evidence(
         # Full ones only: unequal batches have unequal gradients.
         full = (batch for batch in epoch if len(batch[0]) == size)
         batches = list(itertools.islice(full, settings.batches))
-        gathered += [gather(model, reading, [batch], names) for batch in watch("images", batches)]
+        gathered += [gather(model, reading, [batch], names) for batch in watched(batches, "images")]
     return gathered
 
 
