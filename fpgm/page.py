@@ -8,80 +8,49 @@ from __future__ import annotations
 import io
 import re
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment
-from markupsafe import Markup, escape
+from jinja2 import Environment, FileSystemLoader
+from markupsafe import Markup
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-STYLE = """
-:root { color-scheme: light; --line: #d5d8dd; --text: #1c2026; --soft: #5b6470; --mark: #fff4d6; }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 80rem; padding: 1rem 1.25rem 4rem; color: var(--text);
-  font: 16px/1.5 system-ui, sans-serif; background: #fff; }
-h1 { font-size: 1.6rem; margin: 1rem 0 .25rem; } h2 { font-size: 1.2rem; margin: 2.5rem 0 .5rem; }
-p, li { max-width: 46rem; } .lead, figcaption { color: var(--soft); }
-nav a { margin-right: 1rem; } a { color: #0b57a4; }
-.scroll { overflow-x: auto; margin: .75rem 0; }
-table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: left;
-  vertical-align: top; }
-td.number, th.number { text-align: right; white-space: nowrap; }
-th button { font: inherit; font-weight: 600; background: none; border: 0; padding: 0;
-  cursor: pointer; text-align: inherit; color: inherit; white-space: nowrap; }
-td:not(.number) { min-width: 4rem; max-width: 26rem; }
-th button::after { content: " \\2195"; color: #a3abb5; }
-th[aria-sort=ascending] button::after { content: " \\2191"; color: inherit; }
-th[aria-sort=descending] button::after { content: " \\2193"; color: inherit; }
-tr.marked td { background: var(--mark); }
-figure { margin: 1rem 0 2rem; break-inside: avoid; }
-figure svg { width: 100%; max-width: 42rem; height: auto; }
-code { font-size: .88em; overflow-wrap: anywhere; }
-@media print { th button::after { content: "" !important; } body { max-width: none; }
-  .scroll { overflow: visible; } h2 { break-after: avoid; } nav { display: none; } }
-"""
+_TEMPLATES = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
+_TABLE = _TEMPLATES.from_string("""\
+<div class="scroll"><table><thead><tr>
+{%- for name in header %}<th{% if loop.index0 in numbers %} class="number"{% endif %} scope="col">
+{#--#}<button type="button">{{ name }}</button></th>{% endfor -%}
+</tr></thead><tbody>
+{% for row in rows %}<tr{% if loop.index0 in marked %} class="marked"{% endif %}>
+{%- for value, shown in row %}<td{% if loop.index0 in numbers %} class="number"{% endif %}
+{%- if value is not none %} data-value="{{ value }}"{% endif %}>{{ shown }}</td>{% endfor %}</tr>
+{% endfor %}</tbody></table></div>""")
+_LIST = _TEMPLATES.from_string("<ul>{% for line in lines %}<li>{{ line }}</li>{% endfor %}</ul>")
 
-SCRIPT = """
-for (const head of document.querySelectorAll("th button")) head.onclick = () => {
-  const th = head.parentElement, body = th.closest("table").tBodies[0];
-  const down = th.getAttribute("aria-sort") === "ascending";
-  for (const other of th.parentElement.children) other.removeAttribute("aria-sort");
-  th.setAttribute("aria-sort", down ? "descending" : "ascending");
-  const value = row => { const c = row.cells[th.cellIndex];
-    return c.dataset.value === undefined ? c.textContent : parseFloat(c.dataset.value); };
-  const order = (a, b) => { const x = value(a), y = value(b);
-    return typeof x === "number" && typeof y === "number" ? x - y : `${x}`.localeCompare(`${y}`); };
-  body.append(...[...body.rows].sort((a, b) => down ? order(b, a) : order(a, b)));
-};
-"""
-
-_PAGE = Environment(autoescape=True).from_string("""<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{ title }}</title><style>{{ style }}</style></head>
-<body><h1>{{ title }}</h1><p class="lead">{{ lead }}</p>
-<nav>{% for id, name, _ in sections %}<a href="#{{ id }}">{{ name }}</a>{% endfor %}</nav>
-{% for id, name, parts in sections %}<section id="{{ id }}"><h2>{{ name }}</h2>
-{% for part in parts %}{{ part }}
-{% endfor %}</section>{% endfor %}
-<script>{{ script }}</script></body></html>
-""")
+# Okabe and Ito's colours, told apart by colour-blind readers too.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7A7A7A", "#000000")
+MARKERS = "os^Dv<>pP*X"
+Line = Sequence[tuple[float, float | None]]  # points; one that is undefined leaves a gap
 
 
 def page(title: str, lead: str, sections: Iterable[tuple[str, Sequence[Markup]]]) -> str:
     """The whole page. sections: (heading, its parts in order)."""
     named = [(re.sub(r"\W+", "-", name.lower()), name, parts) for name, parts in sections]
-    return _PAGE.render(
-        title=title, lead=lead, sections=named, style=Markup(STYLE), script=Markup(SCRIPT)
-    )
+    return _TEMPLATES.get_template("page.html").render(title=title, lead=lead, sections=named)
 
 
 def text(words: str) -> Markup:
     """A paragraph."""
     return Markup("<p>%s</p>") % words
+
+
+def bullets(lines: Iterable[str]) -> Markup:
+    """A list."""
+    return Markup(_LIST.render(lines=lines))
 
 
 def table(
@@ -92,39 +61,18 @@ def table(
     Cells: a number, or (number, shown) to be sorted by the number, stands to the right; Markup
     stays as it is, None is empty. marked: indices of rows that stand out.
     """
-    rows, marked = [list(row) for row in rows], set(marked)
-    numbers = {
-        i for row in rows for i, cell in enumerate(row) if isinstance(cell, int | float | tuple)
-    }
-    head = Markup("").join(
-        Markup('<th%s scope="col"><button type="button">%s</button></th>')
-        % (Markup(' class="number"') if i in numbers else "", name)
-        for i, name in enumerate(header)
-    )
-    body = Markup("").join(
-        Markup("<tr%s>%s</tr>\n")
-        % (
-            Markup(' class="marked"') if index in marked else "",
-            Markup("").join(_cell(cell, i in numbers) for i, cell in enumerate(row)),
-        )
-        for index, row in enumerate(rows)
-    )
-    return Markup(
-        '<div class="scroll"><table><thead><tr>%s</tr></thead><tbody>\n%s</tbody></table></div>'
-    ) % (head, body)
+    cells = [[_cell(cell) for cell in row] for row in rows]
+    numbers = {i for row in cells for i, (value, _) in enumerate(row) if value is not None}
+    return Markup(_TABLE.render(header=header, rows=cells, numbers=numbers, marked=set(marked)))
 
 
-def _cell(cell: Any, number: bool) -> Markup:
-    kind = Markup(' class="number"') if number else Markup("")
-    if cell is None:
-        return Markup("<td%s></td>") % kind
+def _cell(cell: Any) -> tuple[float | None, Any]:
+    """What it is sorted by, and what is shown."""
     if isinstance(cell, tuple):
-        value, shown = cell
-        return Markup('<td%s data-value="%s">%s</td>') % (kind, value, shown)
+        return cell
     if isinstance(cell, int | float):
-        shown = f"{cell:,}" if isinstance(cell, int) else f"{cell:.4g}"
-        return Markup('<td%s data-value="%s">%s</td>') % (kind, cell, shown)
-    return Markup("<td%s>%s</td>") % (kind, escape(cell))
+        return cell, f"{cell:,}" if isinstance(cell, int) else f"{cell:.4g}"
+    return None, "" if cell is None else cell
 
 
 def figure(drawing: Figure, caption: str) -> Markup:
@@ -141,3 +89,57 @@ def figure(drawing: Figure, caption: str) -> Markup:
     mark = f"f{zlib.crc32(caption.encode()):08x}"
     svg = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{mark}-", svg)
     return Markup("<figure>%s<figcaption>%s</figcaption></figure>") % (Markup(svg), caption)
+
+
+def style(index: int) -> dict[str, Any]:
+    """The look of one of many lines or points, the same in every drawing of a page."""
+    marker = MARKERS[index // len(COLOURS) % len(MARKERS)]
+    return {"color": COLOURS[index % len(COLOURS)], "marker": marker}
+
+
+def axes() -> tuple[Figure, Axes]:
+    """An empty drawing."""
+    from matplotlib.figure import Figure
+
+    drawing = Figure(figsize=(6, 3.6))
+    return drawing, drawing.add_subplot()
+
+
+def finish(axes: Axes, across: str, up: str) -> None:
+    """Name the axes and what is drawn."""
+    axes.set(xlabel=across, ylabel=up)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="#e6e8eb", linewidth=0.8)
+    axes.set_axisbelow(True)
+    # Below: beside the axes it would leave them no room on a telephone.
+    axes.legend(
+        loc="upper left", bbox_to_anchor=(0, -0.16), ncols=2, frameon=False, fontsize="small"
+    )
+
+
+def curves(
+    lines: Mapping[str, Line], across: str, up: str, *, log: bool = False, floor: bool = False,
+    looks: Sequence[int] | None = None,
+) -> Figure:  # fmt: skip
+    """A line for each name. log: the values; floor: their axis starts at 0; looks: index of each
+    line's style, in turn where none is given."""
+    from matplotlib.ticker import MaxNLocator
+
+    drawing, plot = axes()
+    for index, (name, points) in zip(looks or range(len(lines)), lines.items(), strict=True):
+        values = [float("nan") if value is None else value for _, value in points]
+        # Lines that lie on each other are both seen: the later one is dashed.
+        look: dict[str, Any] = {
+            "linestyle": ("-", "--", ":", "-.")[index % 4],
+            "linewidth": 1.4,
+            "markersize": 3,
+        }
+        look["markevery"] = max(len(points) // 40, 1)
+        plot.plot([at for at, _ in points], values, label=name, **style(index), **look)
+    plot.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if log:
+        plot.set_yscale("log")
+    if floor:
+        plot.set_ylim(bottom=0)
+    finish(plot, across, up)
+    return drawing

@@ -93,7 +93,7 @@ def run_job(values: dict[str, Any], directory: Path) -> None:
     """Print the result of a run that is done, or train it from where it stands."""
     finished = processes.alone() and (directory / "report.json").exists()
     if not finished:
-        Config.of(values)  # a mistake in the words is told before a baseline is looked for
+        _asked(values)  # a mistake in the words is told before a baseline is looked for
     if values.get("pretrained") == "baseline":
         given = HydraConfig.get().overrides
         place = [word for word in given.hydra if word.startswith("hydra.sweep.dir=")]
@@ -102,9 +102,7 @@ def run_job(values: dict[str, Any], directory: Path) -> None:
     if report is not None:
         _show(report, directory)
         return
-    from fpgm.training.task import asked
-
-    config = asked(values)
+    config = _asked(values)
     with Run(directory, config.as_dict(), _sweeping(), processes.first()) as run:
         if run.report is not None:
             _show(run.report, directory)
@@ -129,6 +127,12 @@ def train(config: Config, run: Run, ranks: Ranks) -> None:
     if ranks.first:
         report = finish(task, run)
         logging.getLogger("fpgm").info(table(report, str(run.directory)))
+
+
+def _asked(values: dict[str, Any]) -> Config:
+    from fpgm.training.task import asked  # torch: a run that is done need not wait for it
+
+    return asked(values)
 
 
 def _show(report: dict[str, Any], directory: Path) -> None:

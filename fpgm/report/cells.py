@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fpgm.keys import flatten
-from fpgm.report.collect import Found
+from fpgm.report.collect import Found, changed
 from fpgm.report.paper import Published, counterpart, deviations
 
 # How a run is made, not what it is.
@@ -18,6 +18,8 @@ _NO_MATTER = {
     "seed", "device", "compile", "dataset.root", "dataset.workers", "dataset.on_error",
     "schedule.train_compact",
 }  # fmt: skip
+_OF_PRUNING = ("criterion.", "schedule.", "residual", "align", "scope", "floor")
+Identity = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -45,13 +47,16 @@ class Cell:
     rate: str
     start: str
     also: str
-    config: dict[str, Any]
     runs: tuple[Found, ...]
     problem: str | None
 
     @property
+    def prunes(self) -> bool:
+        return not _is_baseline(self.runs[0].config)
+
+    @property
     def name(self) -> str:
-        words = [self.method, self.rate if self.method != "baseline" else "", self.also]
+        words = [self.method, self.rate if self.prunes else "", self.also]
         if self.start != "scratch":
             words.append(self.start)
         return " ".join(word for word in words if word)
@@ -62,16 +67,22 @@ class Cell:
 
     def spread(self, *keys: str) -> Spread:
         """Of an entry of report.json, over the seeds."""
-        return Spread.of([_entry(run, keys) for run in self.runs])
+        return Spread.of([float(run.entry(*keys)) for run in self.runs])
+
+    @property
+    def paper(self) -> Published | None:
+        return counterpart(self.runs[0].config)
+
+    @property
+    def deviations(self) -> list[str]:
+        """From the recipe of the paper's row, if there is one."""
+        paper, run = self.paper, self.runs[0]
+        return [] if paper is None else deviations(paper, run.config, run.precision)
 
     @property
     def comparable(self) -> bool:
         """Whether the paper's figure is one that can be trusted, by the same recipe."""
-        return self.paper is not None and self.paper.trust == "ok" and not deviations(self.config)
-
-    @property
-    def paper(self) -> Published | None:
-        return counterpart(self.config)
+        return self.paper is not None and self.paper.trust == "ok" and not self.deviations
 
     def verdict(self) -> str:
         """How the accuracy stands to the paper's, in words; empty where it prints none.
@@ -83,8 +94,8 @@ class Cell:
             return ""
         if paper.trust != "ok":
             return f"not to be trusted: {paper.note}"
-        if deviations(self.config):
-            return f"not comparable: {', '.join(deviations(self.config))}"
+        if self.deviations:
+            return f"not comparable: {', '.join(self.deviations)}"
         ours = self.spread("accuracy", "compact_last")
         if ours.std is None or paper.std is None:
             return "no spread: one seed" if ours.std is None else "the paper prints no spread"
@@ -92,66 +103,52 @@ class Cell:
         return ("outside both spreads", "within one spread", "within both spreads")[within]
 
 
-def _entry(run: Found, keys: Iterable[str]) -> float:
-    value: Any = run.report
-    for key in keys:
-        value = value[key]
-    return float(value)
-
-
 def cells(runs: Iterable[Found]) -> list[Cell]:
     """The finished runs, by what they are."""
-    groups: defaultdict[tuple[tuple[str, str], ...], list[Found]] = defaultdict(list)
+    groups: defaultdict[Identity, list[Found]] = defaultdict(list)
     for run in runs:
         if run.problem is None:
-            groups[tuple(sorted(_identity(run.config).items()))].append(run)
-    looks = {identity: _look(found[0].config) for identity, found in groups.items()}
-    alike: defaultdict[tuple[str, ...], list[tuple[tuple[str, str], ...]]] = defaultdict(list)
-    for identity, look in looks.items():
-        alike[look].append(identity)
+            groups[tuple(sorted(_identity(run).items()))].append(run)
+    alike: defaultdict[tuple[str, str, str, str], list[Identity]] = defaultdict(list)
+    for identity, same in groups.items():
+        alike[_look(same[0].config)].append(identity)
     made = []
-    for identity, found in groups.items():
-        others = [dict(other) for other in alike[looks[identity]]]
-        own = dict(identity)
-        also = [key for key in own if len({other.get(key) for other in others}) > 1]
-        made.append(
-            Cell(
-                *looks[identity],
-                also=" ".join(f"{key}={own[key]}" for key in also),
-                config=found[0].config,
-                runs=tuple(found),
-                problem=_twice(found),
-            )
-        )
+    for look, identities in alike.items():
+        flat = [dict(identity) for identity in identities]
+        for identity, values in zip(identities, flat, strict=True):
+            also = [key for key in values if len({other.get(key) for other in flat}) > 1]
+            same = groups[identity]
+            words = " ".join(f"{key}={values[key]}" for key in also)
+            made.append(Cell(*look, words, tuple(same), _twice(same)))
     return sorted(made, key=_order)
 
 
 def _order(cell: Cell) -> tuple[Any, ...]:
-    number = "".join(c for c in cell.network if c.isdigit()) or "0"
-    return (cell.network.rstrip("0123456789"), int(number), cell.start != "scratch",
-            cell.method != "baseline", cell.method, cell.rate, cell.also)  # fmt: skip
+    name, number = re.fullmatch(r"(.*?)(\d*)", cell.network).groups()  # type: ignore[union-attr]
+    return (name, int(number or 0), cell.start != "scratch", cell.prunes, cell.method, cell.rate,
+            cell.also)  # fmt: skip
 
 
-def _twice(found: Sequence[Found]) -> str | None:
+def _twice(runs: Sequence[Found]) -> str | None:
     """Two runs of one seed are one run too many: which of them counts is not for us to say."""
-    for seed, count in Counter(run.config["seed"] for run in found).items():
+    for seed, count in Counter(run.config["seed"] for run in runs).items():
         if count > 1:
-            places = [str(run.directory) for run in found if run.config["seed"] == seed]
+            places = [str(run.directory) for run in runs if run.config["seed"] == seed]
             return f"seed {seed} is there {count} times ({', '.join(places)}): leave one"
     return None
 
 
-def _identity(config: Mapping[str, Any]) -> dict[str, str]:
+def _identity(run: Found) -> dict[str, str]:
     """What a run is, as text by key."""
+    config = run.config
     flat = {key: value for key, value in flatten(config).items() if key not in _NO_MATTER}
     if _is_baseline(config):
-        pruning = ("criterion.", "schedule.", "residual", "align", "scope")
-        own = "criterion.slimming"  # this penalty is there in training without pruning, too
-        flat = {k: v for k, v in flat.items() if k == own or not k.startswith(pruning)}
+        flat = {key: value for key, value in flat.items() if not key.startswith(_OF_PRUNING)}
     if config["dataset"]["name"] == "image_folder":  # of the others the name says what they hold
         flat["dataset.root"] = config["dataset"]["root"]
     # The runs of a cell start from baselines that differ in the seed alone.
     flat["pretrained"] = re.sub(r"seed=\d+", "seed=N", str(config["pretrained"]))
+    flat["precision"] = run.precision
     return {key: str(value) for key, value in flat.items()}
 
 
@@ -159,22 +156,25 @@ def _is_baseline(config: Mapping[str, Any]) -> bool:
     return bool(config["rate"] == 0 and config["macs_target"] is None)
 
 
-def _start(config: Mapping[str, Any]) -> str:
-    given = config["pretrained"]
-    return {None: "scratch", "torchvision": "torchvision"}.get(given, "pretrained")
-
-
 def _look(config: Mapping[str, Any]) -> tuple[str, str, str, str]:
     """network, method, rate, start."""
-    network, start = f"{config['dataset']['name']} {config['arch']}", _start(config)
+    given = config["pretrained"]
+    start = {None: "scratch", "torchvision": "torchvision"}.get(given, "pretrained")
+    network = f"{config['dataset']['name']} {config['arch']}"
+    beside = [_named("method", {"name": n, **options}) for n, options in config["method"].items()]
     if _is_baseline(config):
-        return network, "baseline", "0", start
-    criterion = config["criterion"]
-    distance = criterion.get("distance")
-    words = [criterion["name"], distance if distance != "l2" else None, config["schedule"]["name"]]
-    words += [config["residual"] if config["residual"] != "independent" else None]
-    words += [f"align {config['align']}" if config["align"] > 1 else None]
-    words += ["global" if config.get("scope") == "global" else None]
+        return network, " ".join(["baseline", *beside]), "0", start
+    words = [_named(group, config[group]) for group in ("criterion", "schedule")] + beside
+    words += [config["residual"]] if config["residual"] != "independent" else []
+    words += [f"align {config['align']}"] if config["align"] > 1 else []
+    words += ["global"] if config["scope"] == "global" else []
     target = config["macs_target"]
     rate = f"{config['rate']:g}" if target is None else f"MACs {target:g}"
-    return network, " ".join(word for word in words if word), rate, start
+    return network, " ".join(words), rate, start
+
+
+def _named(group: str, options: Mapping[str, Any]) -> str:
+    """A criterion, schedule or method by its name, and those of its options that are not as its
+    YAML has them."""
+    different = {k: v for k, v in changed(group, options).items() if k != "train_compact"}
+    return " ".join([options["name"], *(f"{key}={value}" for key, value in different.items())])

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
+from omegaconf import OmegaConf
 
-from fpgm.errors import Error
+from fpgm.errors import Error, first_line
+from fpgm.keys import CONFIGS
 from fpgm.runs import grid
 from fpgm.runs.run import SCHEMA
 
@@ -27,6 +30,18 @@ class Found:
     history: list[dict[str, float]]
     problem: str | None
 
+    def entry(self, *keys: str) -> Any:
+        """Of report.json."""
+        value: Any = self.report
+        for key in keys:
+            value = value[key]
+        return value
+
+    @property
+    def precision(self) -> str:
+        """What it was really trained in, whatever it was asked for: float32 or bf16."""
+        return str(self.entry("environment", "precision")).partition(",")[0]
+
 
 @dataclass(frozen=True)
 class Missing:
@@ -39,52 +54,44 @@ class Missing:
 
 def collect(directories: Sequence[Path]) -> list[Found]:
     """All runs in and below the directories, each once. Raises Error where one has none."""
-    found: dict[Path, Found] = {}
+    runs: dict[Path, Found] = {}
     for directory in directories:
         if not directory.is_dir():
             raise Error(f"{directory}: no such directory; give a run or a folder of runs")
-        runs = [path.parent for path in sorted(directory.rglob("config.yaml"))]
-        if not runs and not grid.remembered(directory):
+        places = [path.parent for path in sorted(directory.rglob("config.yaml"))]
+        if not places and not grid.remembered(directory):
             raise Error(f"{directory}: no runs there; each has a config.yaml")
-        for run in runs:
-            found.setdefault(run.resolve(), read(run))
-    return list(found.values())
+        for place in places:
+            runs.setdefault(place.resolve(), read(place))
+    return list(runs.values())
 
 
 def read(directory: Path) -> Found:
     """One run directory, whatever state it is in."""
     try:
-        content = yaml.safe_load((directory / "config.yaml").read_text())
-        if not isinstance(content, dict) or not {"epochs", "seed", "rate"} <= content.keys():
-            raise ValueError("config.yaml is not one of a run")
-        config = content
+        config = _config(directory / "config.yaml")
         history = _history(directory / "history.csv")
     except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
-        line = str(error).splitlines()[0]
-        return Found(directory, {}, None, [], f"cannot be read: {line}")
-    path = directory / "report.json"
-    if not path.exists():
-        epochs = config.get("epochs")
-        return Found(
-            directory, config, None, history, f"cut off at epoch {len(history)} of {epochs}"
-        )
+        return Found(directory, {}, None, [], f"cannot be read: {first_line(error)}")
     try:
-        report = json.loads(path.read_text())
-        schema = report["schema"]
-    except (ValueError, KeyError, TypeError):
-        return Found(directory, config, None, history, "its report.json is damaged")
-    if schema != SCHEMA:
-        problem = f"schema {schema} of its report.json, this fpgm reads {SCHEMA}: another version"
-        return Found(directory, config, None, history, problem)
-    if not all(part in report for part in _PARTS):
-        return Found(directory, config, None, history, "its report.json is damaged")
-    if len(history) != config["epochs"]:
-        problem = f"its history.csv has {len(history)} of {config['epochs']} epochs"
-        return Found(directory, config, None, history, problem)
+        report = _report(directory / "report.json", len(history), config["epochs"])
+    except Error as error:
+        return Found(directory, config, None, history, str(error))
     return Found(directory, config, report, history, None)
 
 
-_PARTS = ("accuracy", "compact", "reduction", "equivalence", "layers")
+_KEYS = {
+    "align", "arch", "criterion", "dataset", "epochs", "macs_target", "method", "optimizer",
+    "pretrained", "rate", "residual", "schedule", "scope", "seed",
+}  # fmt: skip
+_PARTS = {"accuracy", "compact", "environment", "equivalence", "layers", "reduction"}
+
+
+def _config(path: Path) -> dict[str, Any]:
+    config = yaml.safe_load(path.read_text())
+    if not isinstance(config, dict) or not config.keys() >= _KEYS:
+        raise ValueError("config.yaml is not one of a run of this version")
+    return config
 
 
 def _history(path: Path) -> list[dict[str, float]]:
@@ -94,17 +101,54 @@ def _history(path: Path) -> list[dict[str, float]]:
         return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
 
 
+def _report(path: Path, done: int, epochs: int) -> dict[str, Any]:
+    """The result. Raises Error with why there is none that counts."""
+    if not path.exists():
+        raise Error(f"cut off at epoch {done} of {epochs}")
+    try:
+        report = dict(json.loads(path.read_text()))
+        schema = report["schema"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise Error("its report.json is damaged") from error
+    if schema != SCHEMA:
+        raise Error(
+            f"schema {schema} of its report.json, this fpgm reads {SCHEMA}: another version"
+        )
+    if not report.keys() >= _PARTS:
+        raise Error("its report.json is damaged")
+    if done != epochs:
+        raise Error(f"its history.csv has {done} of {epochs} epochs")
+    return report
+
+
 def missing(directories: Iterable[Path], runs: Iterable[Found]) -> list[Missing]:
     """What the grids below the directories lack, by what their sweeps noted."""
-    by_place = {run.directory.resolve(): run for run in runs}
-    found: dict[Path, Missing] = {}
+    states = {run.directory.resolve(): run.problem for run in runs}
+    lacking: dict[Path, Missing] = {}
     for file in sorted(file for directory in directories for file in directory.rglob(grid.FILE)):
         jobs = grid.remembered(file.parent)
         for name, words in jobs.items():
             place = file.parent / name
-            run = by_place.get(place.resolve())
-            if run is None or run.problem is not None:
-                state = "not started" if run is None else str(run.problem)
+            state = states.get(place.resolve(), "not started")
+            if state is not None:
                 command = grid.command(words, jobs.values())
-                found[place.resolve()] = Missing(place, state, command)
-    return list(found.values())
+                lacking[place.resolve()] = Missing(place, state, command)
+    return list(lacking.values())
+
+
+def changed(group: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a criterion's, schedule's, ... options that are not as configs/GROUP/NAME.yaml has
+    them. options: with its `name`."""
+    defaults = _defaults(group, options["name"])
+    return {key: value for key, value in options.items() if value != defaults.get(key)}
+
+
+@cache
+def _defaults(group: str, name: str) -> dict[str, Any]:
+    path = CONFIGS / group / f"{name}.yaml"
+    if not path.exists():  # of your own
+        return {"name": name}
+    values: Any = OmegaConf.to_container(OmegaConf.load(path))  # to which 1e-4 is a number
+    values = values.get(group, values.get(name, values))
+    # Some files set more than their group, and of methods several may act at once.
+    return {"name": name, **values}

@@ -10,8 +10,8 @@ from pathlib import Path
 from fpgm.errors import Error
 from fpgm.report.cells import cells
 from fpgm.report.collect import collect, missing
-from fpgm.report.sections import html
-from fpgm.report.table import HEADER, aligned, comma_separated, left_over, markdown, row
+from fpgm.report.drawing import html
+from fpgm.report.table import aligned, comma_separated, markdown, numbers
 from fpgm.runs.files import write_text
 
 
@@ -38,13 +38,10 @@ def report(directories: Sequence[Path], out: Path) -> str:
     runs = collect(directories)
     table, lacking = cells(runs), missing(directories, runs)
     out.mkdir(parents=True, exist_ok=True)
-    write_text(out / "summary.csv", comma_separated(table))
+    write_text(out / "summary.csv", comma_separated([numbers(cell) for cell in table]))
     write_text(out / "summary.md", markdown(table, runs, lacking))
     write_text(out / "summary.html", html(table, runs, lacking))
-    lines = [*aligned([HEADER, *map(row, table)])] if table else ["no run is done yet"]
-    lines += ["", *left_over(runs, lacking)]
+    lines = [*(aligned(table) if table else ["no run is done yet"]), ""]
+    lines += [f"not counted: {run.directory}: {run.problem}" for run in runs if run.problem]
+    lines += [f"missing: {one.command}   ({one.state})" for one in lacking]
     return "\n".join([*lines, f"written: {out}/summary.html, summary.md, summary.csv"])
-
-
-if __name__ == "__main__":
-    main()

@@ -4,28 +4,21 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from fractions import Fraction
 from functools import cache
+from math import isclose
 from pathlib import Path
 from typing import Any
 
 from fpgm.keys import flatten
+from fpgm.report.collect import changed
 
-DENSE_MACS = {  # fpgm.cost: convolutions and linear layers
-    "resnet20": 40_551_040,
-    "resnet32": 68_862_592,
-    "resnet56": 125_485_696,
-    "resnet110": 252_887_680,
-    "resnet18": 1_814_073_344,
-    "resnet34": 3_663_761_408,
-    "resnet50": 4_089_184_256,
-    "resnet101": 7_801_405_440,
-}
-# The papers' recipes; a pretrained network is trained with a tenth of the learning rate. ResNet-110
-# warms up for an epoch from scratch.
+# The papers' recipes, from scratch.
 _RECIPE: dict[str, Any] = {
     "optimizer.lr": 0.1, "optimizer.momentum": 0.9, "optimizer.nesterov": True,
-    "criterion.slimming": None, "tune": False, "dataset.flip": True,
+    "optimizer.warmup_epochs": 0, "tune": False, "dataset.flip": True, "precision": "float32",
+    "scope": "layer",
 }  # fmt: skip
 _RECIPES: dict[str, dict[str, Any]] = {
     "cifar10": {
@@ -38,18 +31,25 @@ _RECIPES: dict[str, dict[str, Any]] = {
         "dataset.image_size": 224,
     },
 }  # fmt: skip
-_PRUNING = {"interval": 1, "zero_at_start": True, "settle": 1.0, "recalibrate": 0}
-_METHODS = {("l2", "soft"): "SFP", ("gm", "frozen"): "FPGM-only", ("mix", "frozen"): "FPGM-mix"}
+_WARMING_UP = ("resnet110",)  # for an epoch, from scratch
+_PRETRAINED = {"cifar10": "baseline", "imagenet": "torchvision"}
+# Of a schedule: the first is how it steps faster, the other one the published code leaves open.
+_NO_MATTER = {"train_compact", "reset_momentum"}
 
 
 @dataclass(frozen=True)
 class Published:
     """A row of a paper's table; accuracies and the reduction of MACs in percent, None where the
-    paper prints none. trust: ok, suspect or invalid, with the reason in note."""
+    paper prints none. criterion, schedule: what the method is called here, the schedule as the
+    authors ran it first, then as they printed it; stated: an option's values that the paper states,
+    KEY=A|B; trust: ok, suspect or invalid, with the reason in note."""
 
     dataset: str
     arch: str
     method: str
+    criterion: str
+    schedule: tuple[str, ...]
+    stated: str
     rate: float | None
     pretrained: bool
     top1: float | None
@@ -62,76 +62,81 @@ class Published:
 
 @cache
 def published() -> tuple[Published, ...]:
-    """All rows, and a row at rate 0 for each baseline that the method rows are held against."""
+    """All rows; the MACs of a baseline are fpgm.cost's, and of a row without them by the printed
+    reduction."""
     with (Path(__file__).parent / "paper_tables.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    found = [
-        Published(
-            row["dataset"],
-            row["arch"],
-            row["method"],
-            _number(row["rate"]),
-            row["pretrained"] == "yes",
-            _number(row["top1"]),
-            _number(row["top1_std"]),
-            _macs(row),
-            _number(row["macs_reduction"]),
-            row["trust"],
-            row["note"],
-        )
+        rows = [_row(row) for row in csv.DictReader(file)]
+    dense = {row.arch: row.macs for row in rows if row.method == "baseline"}
+    return tuple(
+        replace(row, macs=(dense[row.arch] or 0) * (1 - row.macs_reduction / 100))
+        if row.macs is None and row.macs_reduction is not None
+        else row
         for row in rows
-    ]
-    baselines = {
-        (row["dataset"], row["arch"]): Published(
-            row["dataset"], row["arch"], "baseline", 0.0, False, _number(row["baseline_top1"]),
-            _number(row["baseline_std"]), DENSE_MACS.get(row["arch"]), 0.0, "ok", "",
-        )
-        for row in rows
-        if row["method"].startswith("FPGM")
-    }  # fmt: skip
-    return (*baselines.values(), *found)
+    )
+
+
+def _row(row: Mapping[str, str]) -> Published:
+    keys = ("rate", "top1", "std", "macs", "macs_reduction")
+    values: dict[str, Any] = {field.name: row[field.name] for field in fields(Published)}
+    values |= {key: float(row[key]) if row[key] else None for key in keys}
+    return Published(
+        **{
+            **values,
+            "schedule": tuple(row["schedule"].split()),
+            "pretrained": row["pretrained"] == "yes",
+        }
+    )
 
 
 def counterpart(config: Mapping[str, Any]) -> Published | None:
-    """The row that a run's configuration reproduces, None where there is none."""
+    """The row that a run's configuration reproduces, None where there is none. A row of the other
+    start stands in for one that the paper does not have; `deviations` says so."""
     if config["residual"] != "independent" or config["align"] != 1 or config["macs_target"]:
         return None
-    criterion, schedule = config["criterion"], config["schedule"]
-    plain = criterion.get("distance") in (None, "l2")
-    plain = plain and criterion.get("norm_share") in (None, 0.25)
-    plain = plain and all(schedule[key] == value for key, value in _PRUNING.items())
-    method = _METHODS.get((criterion["name"], schedule["name"]))
+    place = config["dataset"]["name"], config["arch"], config["rate"]
+    rows = [p for p in published() if (p.dataset, p.arch, p.rate) == place and _is(p, config)]
+    pretrained = config["pretrained"] is not None
+    return min(rows, key=lambda row: row.pretrained != pretrained, default=None)
+
+
+def _is(row: Published, config: Mapping[str, Any]) -> bool:
+    """Whether a run is of the row's method."""
     if config["rate"] == 0:
-        method = "baseline"
-    elif not plain or config["scope"] != "layer":
-        return None
-    wanted = (
-        config["dataset"]["name"], config["arch"], method, config["rate"],
-        config["pretrained"] is not None,
-    )  # fmt: skip
-    for row in published():
-        if (row.dataset, row.arch, row.method, row.rate, row.pretrained) == wanted:
-            return row
-    return None
+        return row.method == "baseline"
+    criterion, schedule = config["criterion"], config["schedule"]
+    if criterion["name"] != row.criterion or schedule["name"] not in row.schedule:
+        return False
+    options, (key, _, values) = changed("criterion", criterion), row.stated.partition("=")
+    if key:
+        options.pop(key, None)
+        stated = [float(Fraction(value)) for value in values.split("|")]
+        options |= {} if any(isclose(criterion[key], v, abs_tol=1e-3) for v in stated) else {key: 0}
+    return not options and changed("schedule", schedule).keys() <= _NO_MATTER
 
 
-def deviations(config: Mapping[str, Any]) -> list[str]:
-    """Where a run of the papers' method departs from their recipe, as KEY=VALUE (THEIRS there)."""
-    flat, recipe = flatten(config), dict(_RECIPES[config["dataset"]["name"]])
-    if config["pretrained"] is not None:
-        recipe["optimizer.lr"] = 0.01
+def deviations(row: Published, config: Mapping[str, Any], precision: str) -> list[str]:
+    """Where a run of a row's method departs from its recipe, as KEY=VALUE (THEIRS there).
+    precision: what it was really trained in."""
+    start, theirs = config["pretrained"], dict(_RECIPES[row.dataset])
+    ours = flatten(config) | {"precision": precision}
+    if row.pretrained:
+        theirs["optimizer.lr"] = 0.01  # a tenth
+    elif row.arch in _WARMING_UP:
+        theirs["optimizer.warmup_epochs"] = 1
+    theirs["pretrained"] = _PRETRAINED[row.dataset] if row.pretrained else None
+    if theirs["pretrained"] == "baseline" and start not in (None, "torchvision"):
+        ours["pretrained"] = "baseline"  # which is a run's directory by now
+    if config["scope"] == "global":
+        ours["scope"] = f"global scope_norm={config['scope_norm']}"
+    if row.method == "baseline":
+        ours["scope"] = "layer"  # nothing is ranked
+    else:
+        ours["schedule"], theirs["schedule"] = config["schedule"]["name"], row.schedule[0]
+    for key, value in changed("dataset", config["dataset"]).items():
+        if key in ("mean", "std"):
+            theirs[f"dataset.{key}"] = "the training images'"
+            ours[f"dataset.{key}"] = value
+    theirs |= {key: None for key in ours if key.startswith("method.")}
     return [
-        f"{key}={flat[key]} ({value} there)" for key, value in recipe.items() if flat[key] != value
+        f"{key}={ours[key]} ({theirs[key]} there)" for key in theirs if ours[key] != theirs[key]
     ]
-
-
-def _macs(row: Mapping[str, str]) -> float | None:
-    """As printed, or by the printed reduction."""
-    dense, cut = DENSE_MACS.get(row["arch"]), _number(row["macs_reduction"])
-    if row["macs"] or dense is None or cut is None:
-        return _number(row["macs"])
-    return dense * (1 - cut / 100)
-
-
-def _number(text: str) -> float | None:
-    return float(text) if text else None

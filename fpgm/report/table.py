@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fpgm.report.cells import Cell, Spread
@@ -22,36 +22,42 @@ NOTE = (
     "compact network; the paper's is its closed form with fractional channels. same answer: of the "
     "compact network and the zeroed one, share of the test images."
 )
+Shown = str | tuple[float, str]  # what it is sorted by, and how it is shown
 
 
-def row(cell: Cell) -> tuple[str, ...]:
-    """A cell as the table shows it."""
+def rows(table: Sequence[Cell]) -> tuple[list[str], list[list[Shown]]]:
+    """The header and a row for each cell, without columns that are empty throughout."""
+    full = [_row(cell) for cell in table]
+    used = [i for i in range(len(HEADER)) if any(row[i] for row in full)]
+    return [HEADER[i] for i in used], [[row[i] for i in used] for row in full]
+
+
+def _row(cell: Cell) -> tuple[Shown, ...]:
     paper = cell.paper
     head = (cell.network, f"{cell.method} {cell.also}".strip(), cell.rate, cell.start)
-    published = _published(cell)
+    published: Shown = ""
+    if paper is not None and paper.top1 is not None:
+        published = (paper.top1, str(Spread(paper.top1, paper.std)))
     cut = "" if paper is None or paper.macs_reduction is None else _percent(-paper.macs_reduction)
     if cell.problem:
         return (*head, "", cell.problem, "", published, "", "", "", cut, "")
-    last = cell.spread("accuracy", "compact_last")
-    difference = ""
+    last, best = cell.spread("accuracy", "compact_last"), cell.spread("accuracy", "best", "zeroed")
+    difference: Shown = ""
     if paper is not None and paper.top1 is not None and cell.comparable:
-        difference = f"{_rounded(last.mean - paper.top1, 2):+.2f}"
+        value = _rounded(last.mean - paper.top1, 2)
+        difference = (value, f"{value:+.2f}")
+    same = cell.spread("equivalence", "agreement").mean
     return (
-        *head,
-        ",".join(map(str, cell.seeds)),
-        str(last),
-        str(cell.spread("accuracy", "best", "zeroed")),
-        published,
-        difference,
-        cell.verdict(),
-        _percent(-cell.spread("reduction", "macs").mean),
+        *head, ",".join(map(str, cell.seeds)), (last.mean, str(last)), (best.mean, str(best)),
+        published, difference, cell.verdict(), _percent(-cell.spread("reduction", "macs").mean),
         cut,
-        _share(cell.spread("equivalence", "agreement")),
-    )
+        # 100 % only where it is all of them
+        (same, "100 %" if same == 1 else f"{min(100 * same, 99.99):.2f} %"),
+    )  # fmt: skip
 
 
-def _percent(change: float) -> str:
-    return f"{_rounded(change, 1):+.1f} %"
+def _percent(change: float) -> tuple[float, str]:
+    return change, f"{_rounded(change, 1):+.1f} %"
 
 
 def _rounded(value: float, digits: int) -> float:
@@ -59,87 +65,66 @@ def _rounded(value: float, digits: int) -> float:
     return round(value, digits) + 0.0
 
 
-def _published(cell: Cell) -> str:
-    paper = cell.paper
-    return "" if paper is None or paper.top1 is None else str(Spread(paper.top1, paper.std))
+def text(shown: Shown) -> str:
+    return shown if isinstance(shown, str) else shown[1]
 
 
-def _share(agreement: Spread) -> str:
-    """100 % only where it is all of them."""
-    return "100 %" if agreement.mean == 1 else f"{min(100 * agreement.mean, 99.99):.2f} %"
-
-
-def left_over(runs: Iterable[Found], lacking: Iterable[Missing]) -> list[str]:
-    """What the table does not count: unfinished or unreadable runs, and missing ones."""
-    lines = [f"not counted: {run.directory}: {run.problem}" for run in runs if run.problem]
-    return lines + [f"missing: {one.command}   ({one.state})" for one in lacking]
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines with the columns one below the other; empty columns are left out."""
-    used = [i for i in range(len(rows[0])) if any(row[i] for row in rows[1:])]
-    widths = {i: max(len(row[i]) for row in rows) for i in used}
-    return ["  ".join(row[i].ljust(widths[i]) for i in used).rstrip() for row in rows]
-
-
-def comma_separated(table: Iterable[Cell]) -> str:
-    """One row a cell, numbers with all their digits."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(CSV), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(_numbers(cell) for cell in table)
-    return text.getvalue()
-
-
-CSV = (
-    "network", "method", "rate", "start", "also", "seeds", "top1_mean", "top1_std", "best_mean",
-    "best_std", "paper_top1", "paper_std", "paper_trust", "paper_note", "verdict", "macs",
-    "macs_reduction", "paper_macs_reduction", "params", "agreement", "max_abs_diff", "problem",
-    "directories",
-)  # fmt: skip
-
-
-def _numbers(cell: Cell) -> dict[str, Any]:
-    paper = cell.paper
-    values: dict[str, Any] = {
-        "network": cell.network, "method": cell.method, "rate": cell.rate, "start": cell.start,
-        "also": cell.also, "seeds": " ".join(map(str, cell.seeds)), "problem": cell.problem,
-        "directories": " ".join(str(run.directory) for run in cell.runs),
-    }  # fmt: skip
-    if paper is not None:
-        values |= {
-            "paper_top1": paper.top1, "paper_std": paper.std, "paper_trust": paper.trust,
-            "paper_note": paper.note, "paper_macs_reduction": paper.macs_reduction,
-        }  # fmt: skip
-    if cell.problem is None:
-        last = cell.spread("accuracy", "compact_last")
-        best = cell.spread("accuracy", "best", "zeroed")
-        values |= {
-            "top1_mean": last.mean, "top1_std": last.std, "best_mean": best.mean,
-            "best_std": best.std, "verdict": cell.verdict(),
-            "macs": cell.spread("compact", "macs").mean,
-            "macs_reduction": cell.spread("reduction", "macs").mean,
-            "params": cell.spread("compact", "params").mean,
-            "agreement": cell.spread("equivalence", "agreement").mean,
-            "max_abs_diff": cell.spread("equivalence", "max_abs_diff").mean,
-        }  # fmt: skip
-    return values
+def aligned(table: Sequence[Cell]) -> list[str]:
+    """Lines with the columns one below the other."""
+    header, body = rows(table)
+    lines = [header, *([text(cell) for cell in row] for row in body)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    form = "  ".join(f"{{:{width}}}" for width in widths)
+    return [form.format(*line).rstrip() for line in lines]
 
 
 def markdown(table: Sequence[Cell], runs: Sequence[Found], lacking: Sequence[Missing]) -> str:
     """summary.md."""
-    rows = [HEADER, *map(row, table)]
-    used = [i for i in range(len(HEADER)) if any(r[i] for r in rows[1:])]
-    lines = ["# Runs", "", NOTE, ""]
-    for index, cells_ in enumerate(rows):
-        lines.append("| " + " | ".join(cells_[i].replace("|", "\\|") for i in used) + " |")
-        if index == 0:
-            lines.append("|" + "---|" * len(used))
-    uncounted = [run for run in runs if run.problem]
+    header, body = rows(table)
+    lines = ["# Runs", "", NOTE, "", f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
+    for row in body:
+        lines.append("| " + " | ".join(text(cell).replace("|", "\\|") for cell in row) + " |")
+    uncounted = [f"- `{run.directory}`: {run.problem}" for run in runs if run.problem]
     if uncounted:
-        lines += ["", "## Not counted", ""]
-        lines += [f"- `{run.directory}`: {run.problem}" for run in uncounted]
+        lines += ["", "## Not counted", "", *uncounted]
     if lacking:
         lines += ["", "## Missing", ""]
         lines += [f"- `{one.command}` ({one.state})" for one in lacking]
     return "\n".join([*lines, ""])
+
+
+def comma_separated(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows with the keys of the first, numbers with all digits; what is undefined is empty."""
+    content = io.StringIO()
+    writer = csv.DictWriter(content, list(rows[0]) if rows else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return content.getvalue()
+
+
+def numbers(cell: Cell) -> dict[str, Any]:
+    """A row of summary.csv."""
+    last, best = ("accuracy", "compact_last"), ("accuracy", "best", "zeroed")
+    means = {
+        "top1_mean": last, "best_mean": best, "macs": ("compact", "macs"),
+        "macs_reduction": ("reduction", "macs"), "params": ("compact", "params"),
+        "agreement": ("equivalence", "agreement"), "max_abs_diff": ("equivalence", "max_abs_diff"),
+    }  # fmt: skip
+    ours: dict[str, Any] = {}
+    if cell.problem is None:
+        ours = {key: cell.spread(*entry).mean for key, entry in means.items()}
+        ours |= {"top1_std": cell.spread(*last).std, "best_std": cell.spread(*best).std}
+    paper = cell.paper
+    return {
+        "network": cell.network, "method": cell.method, "rate": cell.rate, "start": cell.start,
+        "also": cell.also, "seeds": " ".join(map(str, cell.seeds)),
+        **{key: ours.get(key) for key in ("top1_mean", "top1_std", "best_mean", "best_std")},
+        "paper_top1": paper and paper.top1, "paper_std": paper and paper.std,
+        "paper_trust": paper and paper.trust, "paper_note": paper and paper.note,
+        "verdict": cell.verdict(), "macs": ours.get("macs"),
+        "macs_reduction": ours.get("macs_reduction"),
+        "paper_macs_reduction": paper and paper.macs_reduction,
+        **{key: ours.get(key) for key in ("params", "agreement", "max_abs_diff")},
+        "problem": cell.problem,
+        "directories": " ".join(str(run.directory) for run in cell.runs),
+    }  # fmt: skip

@@ -1,4 +1,4 @@
-"""How far criteria agree about the same filters: rank correlations, and overlap of what would go.
+"""How far criteria agree about the same filters, and whether each can tell them apart.
 
 Scores are `(K, N)`: a row for each criterion, a column for each filter; the lowest go first. What
 is undefined (a criterion that gives all filters one score) is nan.
@@ -7,19 +7,25 @@ is undefined (a criterion that gives all filters one score) is nan.
 from __future__ import annotations
 
 import zlib
+from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy import stats
 
-from fpgm.selection.ranking import pruned_count
+from fpgm.criteria import CRITERIA, tie_rate
+from fpgm.selection.ranking import levelled, normalised, pruned_count
 
 Array = NDArray[np.float64]
 Masks = NDArray[np.bool_]
+Shape = tuple[int, ...]
 PERMUTATIONS = 20_000  # they give a standard deviation to 0.5 %
 MANY = 256  # filters from which 1 / sqrt(n - 3) is nearer than that
+WORK = 4e6  # weights drawn for a shape; small layers get more draws, as theirs scatter more
+MOST = 200
 
 
 def spearman(scores: Array) -> Array:
@@ -36,15 +42,15 @@ def kendall(scores: Array) -> Array:
     for a in range(count):
         for b in range(a):
             # The p-value is not used, and the exact one takes time.
-            found = stats.kendalltau(scores[a], scores[b], method="asymptotic").statistic
-            taus[a, b] = taus[b, a] = found
+            tau = stats.kendalltau(scores[a], scores[b], method="asymptotic").statistic
+            taus[a, b] = taus[b, a] = tau
     return taus
 
 
 def tie_order(names: Sequence[str], layer: str, size: tuple[int, ...], seed: int) -> Array:
     """Uniform numbers that order filters of one score, each criterion's its own. (..., K, N).
 
-    size: (..., N). Filters come sorted by their norms (fpgm.study.scoring): were ties to go by
+    size: (..., N). Filters come sorted by their norms (fpgm.study.scores): were ties to go by
     place, every criterion would agree with l2 as far as it is tied, and with itself whatever is
     done to it. Seeded by the names, so that what other criteria are asked for does not matter.
     """
@@ -93,7 +99,8 @@ def fisher(rho: Array, n: int) -> Array:
     return transformed
 
 
-def by_chance(n: int, rates: Sequence[float]) -> dict[str, Array]:
+@cache
+def by_chance(n: int, rates: tuple[float, ...]) -> dict[str, Array]:
     """What two criteria that have nothing to do with each other give: mean, 2.5 % and 97.5 %.
 
     Over random permutations of n filters, Spearman's rho has variance 1 / (n - 1), Kendall's tau
@@ -138,6 +145,84 @@ def _about_zero(std: float) -> Array:
     return np.array([0.0, -end, end])
 
 
+# One criterion by itself.
+
+
+def spread(scores: Array) -> dict[str, Array]:
+    """How far scores (..., N) lie from each other. Each figure is (...).
+
+    std divides by N; cv: std / |mean| (scipy.stats.variation); range_over_mean: (max - min) /
+    |mean|; tie_rate: share of the filters whose score another has as well.
+    """
+    mean, std = scores.mean(-1), scores.std(-1)
+    size = np.where(mean == 0, np.nan, np.abs(mean))
+    return {
+        "mean": mean,
+        "std": std,
+        "cv": std / size,
+        "range_over_mean": np.ptp(scores, axis=-1) / size,
+        "tie_rate": tie_rate(torch.from_numpy(scores)).numpy(),
+    }
+
+
+def gaps(scores: Array, rates: Sequence[float]) -> Array:
+    """The step from the last pruned score to the first kept one, in standard deviations.
+
+    (..., N) -> (R, ...). 0 is a tie at the cut; nan where nothing is pruned or all are equal.
+    """
+    ordered = np.sort(scores, axis=-1)
+    std = scores.std(-1)
+    scale = np.where(std > 0, std, np.nan)
+    steps = np.full((len(rates), *scores.shape[:-1]), np.nan)
+    for i, rate in enumerate(rates):
+        k = pruned_count(scores.shape[-1], rate)
+        if k:
+            steps[i] = (ordered[..., k] - ordered[..., k - 1]) / scale
+    return steps
+
+
+def stability(scores: Array, again: Array, rates: Sequence[float], ties: Array) -> Array:
+    """Mean Jaccard overlap of the pruned set with those under perturbation; 1: nothing changes.
+
+    scores (..., N), again (D, ..., N), ties (1 + D, ..., N) -> (R, ...). What ties alone decide is
+    decided anew each time, so that a score that all filters share holds as well as chance does.
+    """
+    masks = pruned(np.concatenate((scores[None], again)), rates, ties)
+    held: Array = jaccard(masks[:, :1], masks[:, 1:]).mean(1)
+    return held
+
+
+def comparable(scores: Array, how: str) -> Array:
+    """Every ranking of (..., N) normalised as fpgm.select(scope="global") does, by itself."""
+    rows = torch.from_numpy(scores).reshape(-1, scores.shape[-1])
+    done: Array = torch.stack([normalised(row, how) for row in rows]).numpy()
+    return done.reshape(scores.shape)
+
+
+def in_one_ranking(layers: Sequence[Array], how: str) -> Array:
+    """Scores of all layers made comparable, side by side. L of (..., N_l) -> (..., sum of N_l).
+
+    By rank, filters of a layer with one score share their mean rank: `comparable` gives them ranks
+    by place, and so by norm.
+    """
+    if how == "rank":
+        parts = [stats.rankdata(scores, axis=-1) / scores.shape[-1] for scores in layers]
+    else:
+        parts = [comparable(scores, how) for scores in layers]
+    return np.concatenate(parts, axis=-1)
+
+
+def shares(layers: Sequence[Array], rates: Sequence[float]) -> Array:
+    """Share of each layer that one ranking over all of them prunes. L of (K, N_l) -> (R, K, L).
+
+    Ties go by place, earlier layers first, as in fpgm.select.
+    """
+    scores = np.concatenate(layers, axis=-1)
+    masks = pruned(scores, rates, np.arange(scores.shape[-1], dtype=np.float64))
+    ends = np.cumsum([layer.shape[-1] for layer in layers])
+    return np.stack([part.mean(-1) for part in np.split(masks, ends[:-1], axis=-1)], axis=-1)
+
+
 def spread_of(draws: Array) -> Array:
     """Mean, low and high over the first axis. (D, ...) -> (3, ...).
 
@@ -147,3 +232,77 @@ def spread_of(draws: Array) -> Array:
     ordered = np.sort(draws, axis=0)
     k = max(int(0.025 * (len(draws) + 1)), 1)
     return np.stack((draws.mean(0), ordered[k - 1], ordered[-k]))
+
+
+# The null: what criteria give on filters that differ by chance alone, iid Gaussian ones of the same
+# shape. Whatever two criteria share on these is owed to what they compute, and says nothing about
+# the network. Criteria that look at more than the weight have no such null, but `by_chance`.
+
+
+def count_draws(shape: Shape, least: int) -> int:
+    """How many networks are drawn for a layer of this shape, at least `least`."""
+    return max(least, min(MOST, int(WORK / np.prod(shape))))
+
+
+def draw(shape: Shape, names: Sequence[str], count: int, seed: int) -> Array:
+    """Scores of `count` layers of iid N(0, 1) filters (N, C, kH, kW) -> (count, K, N).
+
+    Seeded by the shape alone, so that neither the order of the layers nor other layers matter.
+    """
+    generator = np.random.default_rng([seed, zlib.crc32(repr(shape).encode())])
+    scores = np.empty((count, len(names), shape[0]))
+    for i in range(count):
+        weight = torch.from_numpy(generator.standard_normal(shape, dtype=np.float32))
+        for k, name in enumerate(names):
+            given = {} if follows_scale(name) else {"seed": int(generator.integers(2**31))}
+            scores[i, k] = levelled(CRITERIA[name](weight, **given)).numpy()
+    return scores
+
+
+def follows_scale(name: str) -> bool:
+    """Whether scores are proportional to the weights: all but those that a seed decides."""
+    return "seed" not in CRITERIA[name].given
+
+
+def figures(draws: Array, rates: Sequence[float]) -> dict[str, Array]:
+    """Mean and 95 % interval of every figure of this module over the draws (D, K, N).
+
+    Returns spearman (3, K, K), kendall (3, K, K), overlap (3, R, K, K), mean and deviation of
+    Fisher's transformation of Spearman's rho, fisher (2, K, K), cv and range_over_mean (3, K).
+    """
+    generator = np.random.default_rng(draws.shape)  # for ties, which few draws have
+    rho = np.stack([spearman(scores) for scores in draws])
+    transformed = fisher(rho, draws.shape[-1])
+    overlaps = [overlap(scores, rates, generator.random(scores.shape)) for scores in draws]
+    spreads = spread(draws)
+    return {
+        "spearman": spread_of(rho),
+        "fisher": np.stack((transformed.mean(0), transformed.std(0, ddof=1))),
+        "kendall": spread_of(np.stack([kendall(scores) for scores in draws])),
+        "overlap": spread_of(np.stack(overlaps)),
+        **{key: spread_of(spreads[key]) for key in ("cv", "range_over_mean")},
+    }
+
+
+def whole_network(
+    shapes: Sequence[Shape],
+    deviations: Sequence[float],
+    names: Sequence[str],
+    nulls: dict[Shape, Array],
+    generator: np.random.Generator,
+) -> list[Array]:
+    """Scores of a network of Gaussian filters, (K, N) for each layer.
+
+    deviations: standard deviation of each layer's weights, which a ranking over layers may see.
+    Layers of one shape get different ones of its draws.
+    """
+    scale = np.array([follows_scale(name) for name in names])[:, None]
+    counts = sorted(Counter(shapes).items())  # so that the order of the layers does not matter
+    chosen = {
+        shape: iter(generator.choice(len(nulls[shape]), count, replace=False))
+        for shape, count in counts
+    }
+    return [
+        nulls[shape][next(chosen[shape])] * np.where(scale, deviation, 1.0)
+        for shape, deviation in zip(shapes, deviations, strict=True)
+    ]

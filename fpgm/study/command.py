@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
-import io
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fpgm.errors import Error
-from fpgm.study.settings import LAYERS, NORMALISE, SCOPES, Settings
+from fpgm.study.settings import LAYERS, NORMALISE, SCOPES, Settings, numbers
 
 TABLES = (
     "layers", "left_out", "pairs", "criteria", "similarity", "overlap", "applicability", "cuts",
@@ -29,28 +27,19 @@ fpgm-study --arch resnet50 --weights torchvision     torchvision's; without --we
 def write(study: Mapping[str, Any], directory: Path) -> None:
     """study.json, study.html, and a CSV for each table that is not empty; one of that name that an
     earlier study left is removed. Raises OSError."""
+    from fpgm.report.table import comma_separated
     from fpgm.runs.files import write_text
-    from fpgm.study.sections import html
+    from fpgm.study.drawing import html
 
     directory.mkdir(parents=True, exist_ok=True)
-    for name in TABLES:
-        if study[name]:
-            write_text(directory / f"{name}.csv", tidy(study[name]))
+    norms = [{"layer": e["layer"], "norm": norm} for e in study["norms"] for norm in e["norms"]]
+    for name, rows in {**{name: study[name] for name in TABLES}, "norms": norms}.items():
+        if rows:
+            write_text(directory / f"{name}.csv", comma_separated(rows))
         else:
             (directory / f"{name}.csv").unlink(missing_ok=True)
-    norms = ({"layer": e["layer"], "norm": norm} for e in study["norms"] for norm in e["norms"])
-    write_text(directory / "norms.csv", tidy(list(norms)))
     write_text(directory / "study.html", html(study))
     write_text(directory / "study.json", json.dumps(study, indent=1, allow_nan=False) + "\n")
-
-
-def tidy(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows of one table as CSV; what is undefined is empty."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def parser() -> argparse.ArgumentParser:
@@ -71,26 +60,10 @@ def parser() -> argparse.ArgumentParser:
     add("--data", type=Path, metavar="DIR", help="images: a run directory, or train/CLASS/* in DIR")
     add("--image-size", type=int, metavar="PIXELS", help="that the images of DIR are scaled to")
     add("--out", type=Path, metavar="DIR", help="default: study/ in the run directory, or here")
-    for flag, what in FLAGS.items():
-        default = getattr(Settings, flag.replace("-", "_"))
-        add(f"--{flag}", type=type(default), metavar="N", help=f"{what}, default: {default:g}")
+    for flag, setting in numbers().items():
+        what = f"{setting.metadata['what']}, default: {setting.default:g}"
+        add(flag, type=type(setting.default), metavar="N", help=what)
     return words
-
-
-FLAGS = {
-    "seed": "of all random numbers",
-    "draws": "Gaussian networks of the null, at least",
-    "perturbations": "times that a choice is made again",
-    "noise": "added to the weights then, in their standard deviations",
-    "batches": "batches of training images to read",
-    "batch-size": "images in each",
-    "alpha": "level of the test for Gaussian weights",
-    "max-skew": "|skew| of weights still called Gaussian",
-    "max-kurtosis": "the same of |excess kurtosis|",
-    "min-cv": "std / mean that norms need to tell filters apart",
-    "max-minimum": "least norm / median that counts as near zero",
-    "collapse": "share pruned at which a layer has collapsed",
-}
 
 
 def _names(words: str) -> tuple[str, ...]:
@@ -103,34 +76,23 @@ def _rates(words: str) -> tuple[float, ...]:
 
 def study(words: argparse.Namespace) -> Path:
     """Examine the network and write the study; returns the directory. Prints the ten lines."""
-    fields = [field.name for field in dataclasses.fields(Settings)]
-    given = {name: getattr(words, name) for name in fields if getattr(words, name) is not None}
-    settings = Settings(**given)
-    directory: Path = words.out or _default_directory(words.network)
-    from fpgm.criteria.evidence import DATA
+    values = {field.name: getattr(words, field.name) for field in dataclasses.fields(Settings)}
+    settings = Settings(**{name: value for name, value in values.items() if value is not None})
+    run = words.network is not None and words.network.is_dir()
+    directory: Path = words.out or (words.network / "study" if run else Path("study"))
+    from fpgm.criteria import CRITERIA
     from fpgm.study.examine import examine
     from fpgm.study.subject import find
 
-    wanted = not settings.criteria or bool(DATA.intersection(settings.criteria))
+    reading = {name for name, criterion in CRITERIA.items() if criterion.reads_images}
     subject = find(
         words.network, words.arch, words.weights, words.data, words.image_size, settings.seed,
-        wanted,
+        not settings.criteria or bool(reading.intersection(settings.criteria)),
     )  # fmt: skip
-    found = examine(subject, settings, _watch)
-    write(found, directory)
-    print("\n".join(found["summary"]))
+    result = examine(subject, settings)
+    write(result, directory)
+    print("\n".join(result["summary"]))
     return directory
-
-
-def _default_directory(network: Path | None) -> Path:
-    inside = network is not None and network.is_dir()
-    return network / "study" if inside and network is not None else Path("study")
-
-
-def _watch(what: str, items: list[Any]) -> Iterable[Any]:
-    from tqdm import tqdm
-
-    return tqdm(items, desc=what, leave=False, disable=None)  # not where nobody watches
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -142,7 +104,3 @@ def main(argv: list[str] | None = None) -> None:
         print(f"fpgm-study: {error}", file=sys.stderr)
         sys.exit(1)
     print(f"{directory / 'study.html'} shows it all; study.json and the CSV files hold the numbers")
-
-
-if __name__ == "__main__":
-    main()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import Field, dataclass, field, fields
+from typing import Any
 
 from fpgm.errors import Error
 
@@ -12,23 +13,24 @@ SCOPES = ("layer", "global")
 LAYERS = ("prunable", "all")
 
 
+def count(default: int, least: int, what: str) -> Any:
+    return field(default=default, metadata={"least": least, "what": what})
+
+
+def limit(default: float, most: float, what: str) -> Any:
+    return field(default=default, metadata={"most": most, "what": what})
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """criteria: empty for all that the network and the data can serve; scopes: rankings by layer,
     over the network, or both; rates: shares of filters pruned; normalise: how layers are made
     comparable in the ranking over the network (see fpgm.selection.ranking); layers: those that fpgm
-    would prune, or all convolutions.
+    would prune, or all convolutions. 39 draws make a 95 % interval.
 
-    draws: Gaussian networks of the null, at least (39 make a 95 % interval); perturbations: times
-    that a choice is made again; noise: added then to every weight, in standard deviations of the
-    layer's weights; batches of batch_size training images are read once.
-
-    The thresholds are ours, no paper gives any. alpha, max_skew, max_kurtosis: a layer is called
-    not Gaussian if D'Agostino's test rejects at alpha and an effect is above its limit; min_cv,
-    max_minimum: a norm can tell filters apart if norms deviate by at least min_cv of their mean
-    (iid Gaussian filters: 0.13 in a 3x3 layer with 3 inputs, 0.04 with 32) and the smallest is at
-    most max_minimum of the median; collapse: share of a layer that a ranking over the network may
-    prune before it is called collapsed.
+    The thresholds are ours, no paper gives any: a layer is called not Gaussian if D'Agostino's test
+    rejects at alpha and an effect is above its limit; iid Gaussian filters have a std / mean of
+    0.13 in a 3x3 layer with 3 inputs, of 0.04 with 32.
     """
 
     criteria: tuple[str, ...] = ()
@@ -36,23 +38,28 @@ class Settings:
     rates: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
     normalise: str = "mean"
     layers: str = "prunable"
-    seed: int = 0
-    draws: int = 40
-    perturbations: int = 10
-    noise: float = 0.01
-    batches: int = 32
-    batch_size: int = 32
-    alpha: float = 0.01
-    max_skew: float = 0.5
-    max_kurtosis: float = 1.0
-    min_cv: float = 0.2
-    max_minimum: float = 0.1
-    collapse: float = 0.9
+    seed: int = count(0, 0, "of all random numbers")
+    draws: int = count(40, 3, "Gaussian networks of the null, at least")
+    perturbations: int = count(10, 1, "times that a choice is made again")
+    noise: float = limit(0.01, 10, "added to the weights then, in their standard deviations")
+    batches: int = count(32, 2, "batches of training images to read")
+    batch_size: int = count(32, 2, "images in each")
+    alpha: float = limit(0.01, 1, "level of the test for Gaussian weights")
+    max_skew: float = limit(0.5, 1e3, "|skew| of weights still called Gaussian")
+    max_kurtosis: float = limit(1.0, 1e3, "the same of |excess kurtosis|")
+    min_cv: float = limit(0.2, 1e3, "std / mean that norms need to tell filters apart")
+    max_minimum: float = limit(0.1, 1, "least norm / median that counts as near zero")
+    collapse: float = limit(0.9, 1, "share pruned at which a layer has collapsed")
 
     def __post_init__(self) -> None:
         problem = next(_problems(self), None)
         if problem is not None:
             raise Error(problem)
+
+
+def numbers() -> dict[str, Field[Any]]:
+    """The settings that are one number: flag -> what it is."""
+    return {f"--{f.name.replace('_', '-')}": f for f in fields(Settings) if f.metadata}
 
 
 def _problems(s: Settings) -> Iterator[str]:
@@ -72,18 +79,9 @@ def _problems(s: Settings) -> Iterator[str]:
             yield f"{flag} {','.join(map(str, several))}: names one twice"
     if not s.scopes or not s.rates:
         yield "--scope and --rates: give one of each at least, for example --scope layer"
-    if "mix" in s.criteria:
-        yield "--criteria mix: is an order of pruning at one rate and no score; give l2,gm"
-    for flag, count, least in (
-        ("--draws", s.draws, 3), ("--perturbations", s.perturbations, 1),
-        ("--batches", s.batches, 2), ("--batch-size", s.batch_size, 2), ("--seed", s.seed, 0),
-    ):  # fmt: skip
-        if count < least:
-            yield f"{flag} {count}: must be at least {least}"
-    for flag, limit, most in (
-        ("--noise", s.noise, 10), ("--alpha", s.alpha, 1), ("--max-skew", s.max_skew, 1e3),
-        ("--max-kurtosis", s.max_kurtosis, 1e3), ("--min-cv", s.min_cv, 1e3),
-        ("--max-minimum", s.max_minimum, 1), ("--collapse", s.collapse, 1),
-    ):  # fmt: skip
-        if not 0 < limit <= most:
-            yield f"{flag} {limit:g}: must be above 0 and at most {most:g}"
+    for flag, f in numbers().items():
+        value, least, most = getattr(s, f.name), f.metadata.get("least"), f.metadata.get("most")
+        if least is not None and value < least:
+            yield f"{flag} {value}: must be at least {least}"
+        if most is not None and not 0 < value <= most:
+            yield f"{flag} {value:g}: must be above 0 and at most {most:g}"

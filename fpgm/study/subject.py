@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torchvision
+import yaml
 from torch import Tensor, nn
 
 from fpgm.compaction.compact import load
-from fpgm.config import Dataset
+from fpgm.config import dataset
+from fpgm.data import sets
 from fpgm.data.images import Images
-from fpgm.data.sets import load as load_data
 from fpgm.errors import CheckpointError, Error, first_line
+from fpgm.keys import CONFIGS
 from fpgm.networks import models
 from fpgm.runs import checkpoint
 from fpgm.runs.run import read_config
-from fpgm.typed import build
 
 
 @dataclass(frozen=True)
@@ -142,27 +143,17 @@ def _images(
         return None, Subject.no_images
     if not where.is_dir():
         raise Error(f"--data {where}: no such directory; a run directory, or one with train/*")
+    name, given = "imagenet" if imagenet else "image_folder", {"root": str(where)}
     try:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if (where / "config.yaml").exists():
-            return load_data(device, **asdict(_dataset_of(where))), ""
-        dataset = Dataset(
-            name="imagenet" if imagenet else "image_folder",
-            image_size=image_size or (224 if imagenet else None),
-            root=str(where), pad=0, flip=False, workers=None, on_error="stop",
-        )  # fmt: skip
-        return load_data(device, **asdict(dataset)), ""
+            values = read_config(where)["dataset"]
+        else:
+            values = yaml.safe_load((CONFIGS / "dataset" / f"{name}.yaml").read_text())
+            values |= given | ({"image_size": image_size} if image_size else {})
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return sets.load(device, **dataset(values).model_dump()), ""
     except (Error, OSError) as error:
         return None, f"the images of {where} cannot be read ({first_line(error)})"
-
-
-def _dataset_of(run: Path) -> Dataset:
-    """What a run learned from. Raises Error; other keys may be those of another version."""
-    errors: list[str] = []
-    dataset = build(Dataset, read_config(run).get("dataset", {}), "dataset.", errors)
-    if dataset is None or errors:
-        raise Error(f"{run / 'config.yaml'}: {errors[0]}")
-    return dataset
 
 
 def _check(model: nn.Module, images: Images) -> None:

@@ -6,19 +6,28 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from fpgm.study.findings import Row, Study, grouped, mean
+from fpgm.study.tables import CHANCE, GAUSSIAN, Row, Study, grouped, mean
+
+RELATIONS = {
+    "above": "more alike than their null",
+    "as": "as alike as their null",
+    "below": "less alike than their null",
+}
 
 
 def lines(study: Study) -> list[str]:
     """Ten lines in words. study: with the tables `pairs` and `criteria`."""
     layers = study["layers"]
     zero = sum(row["zero"] for row in layers)
-    left = study["left_out"]
     filters = sum(row["live"] for row in layers)
+    reasons = [
+        f"{_some([row['layer'] for row in rows])} ({reason})"
+        for (reason,), rows in grouped(study["left_out"], "reason").items()
+    ]
     return [
         f"Network: {study['network']}; {len(layers)} layers, {filters:,} filters"
         + (f", and {zero:,} that are all zero and counted apart." if zero else "."),
-        "Left out: " + ("; ".join([*_left(left), *study["notes"]]) or "nothing") + ".",
+        "Left out: " + ("; ".join([*reasons, *study["notes"]]) or "nothing") + ".",
         *_similarity(study["pairs"]),
         _over_network(study["pairs"]),
         _overlap(study),
@@ -31,54 +40,44 @@ def lines(study: Study) -> list[str]:
 
 def _similarity(rows: Sequence[Row]) -> tuple[str, str]:
     """What agrees more than chance alone gives, and where criteria part."""
-    known = [row for row in rows if row["spearman"] is not None]
-    if not known:
+    compared = [row for row in rows if row["spearman"] is not None]
+    if not compared:
         return "Layer by layer: no pair compared.", "Where they part: no pair compared."
-    by = {kind: [r for r in known if r["relation"] == kind] for kind in RELATIONS}
-    parts = [f"{RELATIONS[kind]} {_names(found)}" for kind, found in by.items() if found]
-    least = min(known, key=lambda row: row["least"])
+    by = grouped(compared, "relation")
+    parts = [f"{words} {_pairs(by[(kind,)])}" for kind, words in RELATIONS.items() if (kind,) in by]
+    least = min(compared, key=lambda row: row["least"])
+    ranges = []
+    for (kind,), of_kind in sorted(grouped(compared, "null").items(), reverse=True):
+        values = [row["spearman"] for row in of_kind]
+        ranges.append(f"{KINDS[kind].format(min(values), max(values))}")
     return (
         "Layer by layer (mean Spearman / null): " + "; ".join(parts) + ".",
         f"Where they part: the least alike are {least['a']} and {least['b']} in "
-        f"{least['least_layer']}, {least['least']:.2f}; {_least_and_largest(known)}.",
+        f"{least['least_layer']}, {least['least']:.2f}; {', '.join(ranges)}.",
     )
 
 
-RELATIONS = {
-    "above": "more alike than their null",
-    "as": "as alike as their null",
-    "below": "less alike than their null",
+KINDS = {
+    GAUSSIAN: "weight-only pairs {:.2f} to {:.2f} on average",
+    CHANCE: "pairs with another criterion {:.2f} to {:.2f}",
 }
 
 
-def _names(rows: Sequence[Row]) -> str:
-    shown = sorted(rows, key=lambda row: -abs(row["spearman"] - row["spearman_null"]))[:4]
-    text = ", ".join(
-        f"{r['a']}-{r['b']} {r['spearman']:.2f} / {r['spearman_null']:.2f}" for r in shown
+def _pairs(rows: Sequence[Row]) -> str:
+    shown = sorted(rows, key=lambda row: -abs(row["spearman"] - row["spearman_null"]))
+    return _some(
+        [f"{r['a']}-{r['b']} {r['spearman']:.2f} / {r['spearman_null']:.2f}" for r in shown], 4
     )
-    return text + (f" and {len(rows) - 4} more" if len(rows) > 4 else "")
-
-
-def _least_and_largest(rows: Sequence[Row]) -> str:
-    weights = [row["spearman"] for row in rows if row["null"] == "gaussian"]
-    data = [row["spearman"] for row in rows if row["null"] == "chance"]
-    parts = []
-    if weights:
-        parts.append(f"weight-only pairs {min(weights):.2f} to {max(weights):.2f} on average")
-    if data:
-        parts.append(f"pairs with another criterion {min(data):.2f} to {max(data):.2f}")
-    return ", ".join(parts)
 
 
 def _over_network(rows: Sequence[Row]) -> str:
     both = [r for r in rows if r["global"] is not None and r["spearman"] is not None]
     if not both:
         return "Over the network: not asked for beside the layers."
-    far = sorted(both, key=lambda r: -abs(r["global"] - r["spearman"]))[:3]
     text = ", ".join(
         f"{r['a']}-{r['b']} {r['global']:.2f} (layers {r['spearman']:.2f}, null "
         f"{r['global_null']:.2f})"
-        for r in far
+        for r in sorted(both, key=lambda r: -abs(r["global"] - r["spearman"]))[:3]
     )
     change = mean(r["global"] - r["spearman"] for r in both) or 0.0
     word = "as much as" if abs(change) < 0.02 else "less than" if change < 0 else "more than"
@@ -89,19 +88,20 @@ def _over_network(rows: Sequence[Row]) -> str:
 
 
 def _overlap(study: Study) -> str:
-    rates = study["settings"]["rates"]
-    rate = min(rates, key=lambda r: abs(r - 0.4))
-    scope = "layer" if "layer" in study["settings"]["scopes"] else "global"
-    found = [r for r in study["overlap"] if r["rate"] == rate and r["scope"] == scope]
-    means = {
-        pair: (mean(r["jaccard"] for r in rows), mean(r["jaccard_null"] for r in rows))
-        for pair, rows in grouped(found, "a", "b").items()
-    }
-    known = sorted(((v, n, p) for p, (v, n) in means.items() if v is not None), key=lambda x: x[0])
-    if not known:
+    settings = study["settings"]
+    rate = min(settings["rates"], key=lambda r: abs(r - 0.4))
+    scope = "layer" if "layer" in settings["scopes"] else "global"
+    rows = [r for r in study["overlap"] if r["rate"] == rate and r["scope"] == scope]
+    texts = {}
+    for (a, b), of_pair in grouped(rows, "a", "b").items():
+        value = mean(r["jaccard"] for r in of_pair)
+        if value is not None:
+            null = mean(r["jaccard_null"] for r in of_pair)
+            texts[f"{a}-{b} {value:.2f} (null {null:.2f})"] = value
+    if not texts:
         return f"Pruned sets at {100 * rate:g} %: no pair compared."
-    texts = [f"{p[0]}-{p[1]} {v:.2f} (null {n:.2f})" for v, n, p in (known[0], known[-1])]
-    return f"Pruned sets at {100 * rate:g} % overlap (Jaccard) between {texts[0]} and {texts[-1]}."
+    ends = " and ".join(end(texts, key=texts.__getitem__) for end in (min, max))
+    return f"Pruned sets at {100 * rate:g} % overlap (Jaccard) between {ends}."
 
 
 def _applicability(rows: Sequence[Row]) -> str:
@@ -123,8 +123,8 @@ def _collapse(study: Study) -> str:
     if not rows:
         return "Layer collapse: no ranking over the network."
     alike: dict[tuple[Any, ...], list[str]] = {}
-    for (name,), found in grouped(rows, "criterion").items():
-        lost = [row for row in found if row["collapsed"]]
+    for (name,), of_criterion in grouped(rows, "criterion").items():
+        lost = [row for row in of_criterion if row["collapsed"]]
         rate = min((row["rate"] for row in lost), default=None)
         layers = tuple(row["layer"] for row in lost if row["rate"] == rate)
         alike.setdefault((rate, layers), []).append(name)
@@ -151,16 +151,13 @@ def _distribution(rows: Sequence[Row]) -> str:
 def _diagnosis(rows: Sequence[Row]) -> str:
     counts = Counter(row["verdict"] for row in rows)
     suits = counts.pop("suits a norm", 0)
-    others = ", ".join(f"{verdict} in {count}" for verdict, count in counts.most_common())
+    others = "; " + ", ".join(f"{verdict} in {count}" for verdict, count in counts.most_common())
     return f"FPGM's diagnosis: a norm criterion suits {suits} of {len(rows)} layers" + (
-        f"; {others}." if others else "."
+        f"{others if counts else ''}."
     )
 
 
-def _left(rows: Sequence[Row]) -> Iterable[str]:
-    for (reason,), found in grouped(rows, "reason").items():
-        yield f"{_some([row['layer'] for row in found])} ({reason})"
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+def _some(names: Iterable[str], most: int = 3) -> str:
+    names = list(names)
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")

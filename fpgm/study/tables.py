@@ -9,20 +9,70 @@ above it, after Fisher's transformation.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
-from fpgm.criteria import tie_rate
 from fpgm.selection.ranking import pruned_count
-from fpgm.study.agreement import Array, fisher, kendall, overlap, spearman
-from fpgm.study.applicability import gaps, spread, stability
+from fpgm.study.agreement import (
+    Array,
+    by_chance,
+    fisher,
+    gaps,
+    kendall,
+    overlap,
+    spearman,
+    spread,
+    stability,
+)  # fmt: skip
 
 Row = dict[str, Any]
-Where = Mapping[str, Any]  # scope and layer, at the front of every row
+Study = Mapping[str, Any]
 GAUSSIAN, CHANCE = "gaussian", "chance"
+SURE = 3.0  # standard deviations from its null at which a pair is called above or below it
+SEEN = 0.01  # in a correlation: a smaller difference is not worth a word, however sure
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The filters of a layer, or of the network, in the order of each criterion.
+
+    where: scope and layer, at the front of every row; names: the criteria; scores (K, N); again
+    (D, K, N) after small perturbations; ties (1 + D, K, N); perturbed: criterion -> what those
+    perturb; plain: the criteria that look at the weight alone, which have a Gaussian null;
+    gaussian: its figures (fpgm.study.agreement.figures), from `draws` networks.
+    """
+
+    where: Row
+    names: Sequence[str]
+    rates: tuple[float, ...]
+    scores: Array
+    again: Array
+    ties: Array
+    perturbed: Mapping[str, str]
+    plain: Sequence[str]
+    gaussian: Mapping[str, Array]
+    draws: int
+
+    @property
+    def filters(self) -> int:
+        return int(self.scores.shape[1])
+
+    @property
+    def pairs(self) -> list[tuple[tuple[int, str], tuple[int, str]]]:
+        return list(itertools.combinations(enumerate(self.names), 2))
+
+    def null(self, a: str, b: str) -> tuple[str, dict[str, Array]]:
+        """What stands beside the figures of a pair: Gaussian where both look at the weight alone,
+        else chance. Figure -> (3,), (R, 3) of `overlap`, mean and deviation (2,) of `fisher`."""
+        if a not in self.plain or b not in self.plain:
+            return CHANCE, by_chance(self.filters, self.rates)
+        i, j = self.plain.index(a), self.plain.index(b)
+        figures = ("spearman", "kendall", "overlap", "fisher")
+        return GAUSSIAN, {key: self.gaussian[key][..., i, j].T for key in figures}
 
 
 def number(value: Any) -> float | None:
@@ -36,133 +86,190 @@ def interval(name: str, values: Array) -> Row:
     return {f"{name}_{end}": number(value) for end, value in zip(ends, values, strict=True)}
 
 
-class Nulls:
-    """What stands beside the figures of one set of filters: Gaussian where both criteria look at
-    the weight alone (names, figures of fpgm.study.gaussian_null), else chance."""
-
-    def __init__(
-        self, names: Sequence[str], gaussian: Mapping[str, Array], draws: int, chance: Where
-    ) -> None:
-        self._place = {name: i for i, name in enumerate(names)}
-        self._gaussian, self._chance = gaussian, chance
-
-        self.draws = draws
-
-    def kind(self, a: str, b: str) -> str:
-        return GAUSSIAN if a in self._place and b in self._place else CHANCE
-
-    def of(self, figure: str, a: str, b: str) -> Array:
-        """(3,), (R, 3) of `overlap`, mean and deviation (2,) of `fisher`."""
-        if self.kind(a, b) == CHANCE:
-            chance: Array = self._chance[figure]
-            return chance
-        found: Array = self._gaussian[figure][..., self._place[a], self._place[b]]
-        return found.T
-
-
-def similarity(where: Where, names: Sequence[str], scores: Array, nulls: Nulls) -> list[Row]:
-    """A row for each pair of criteria. scores: (K, N)."""
-    rho, tau = spearman(scores), kendall(scores)
-    ties = tie_rate(torch.from_numpy(scores)).numpy()
+def similarity(r: Ranking) -> list[Row]:
+    """A row for each pair of criteria."""
+    rho, tau, ties = spearman(r.scores), kendall(r.scores), spread(r.scores)["tie_rate"]
     rows = []
-    for (i, a), (j, b) in itertools.combinations(enumerate(names), 2):
-        kind = nulls.kind(a, b)
-        centre, deviation = nulls.of("fisher", a, b)
-        transformed = fisher(rho[i, j], scores.shape[1])
+    for (i, a), (j, b) in r.pairs:
+        kind, null = r.null(a, b)
+        centre, deviation = null["fisher"]
+        above = fisher(rho[i, j], r.filters) - centre
         rows.append(
             {
-                **where, "a": a, "b": b, "filters": scores.shape[1], "null": kind,
-                "draws": nulls.draws if kind == GAUSSIAN else None,
-                "spearman": number(rho[i, j]), **interval("spearman", nulls.of("spearman", a, b)),
-                "z": number((transformed - centre) / deviation if deviation > 0 else np.nan),
-                "kendall": number(tau[i, j]), **interval("kendall", nulls.of("kendall", a, b)),
+                **r.where, "a": a, "b": b, "filters": r.filters, "null": kind,
+                "draws": r.draws if kind == GAUSSIAN else None,
+                "spearman": number(rho[i, j]), **interval("spearman", null["spearman"]),
+                "z": number(above / deviation if deviation > 0 else np.nan),
+                "kendall": number(tau[i, j]), **interval("kendall", null["kendall"]),
                 "tie_rate_a": number(ties[i]), "tie_rate_b": number(ties[j]),
             }
         )  # fmt: skip
     return rows
 
 
-def overlaps(
-    where: Where,
-    names: Sequence[str],
-    scores: Array,
-    nulls: Nulls,
-    rates: Sequence[float],
-    ties: Array,
-) -> list[Row]:
-    """A row for each pair of criteria and rate. scores, ties: (K, N)."""
-    found = overlap(scores, rates, ties)
-    rows = []
-    for (i, a), (j, b) in itertools.combinations(enumerate(names), 2):
-        expected = nulls.of("overlap", a, b)
-        for r, rate in enumerate(rates):
-            rows.append(
-                {
-                    **where, "a": a, "b": b, "rate": rate,
-                    "pruned": pruned_count(scores.shape[1], rate), "null": nulls.kind(a, b),
-                    "jaccard": number(found[r, i, j]), **interval("jaccard", expected[r]),
-                }
-            )  # fmt: skip
+def overlaps(r: Ranking) -> list[Row]:
+    """A row for each pair of criteria and rate."""
+    shared, rows = overlap(r.scores, r.rates, r.ties[0]), []
+    for (i, a), (j, b) in r.pairs:
+        kind, null = r.null(a, b)
+        rows += [
+            {
+                **r.where, "a": a, "b": b, "rate": rate, "pruned": pruned_count(r.filters, rate),
+                "null": kind, "jaccard": number(shared[k, i, j]),
+                **interval("jaccard", null["overlap"][k]),
+            }
+            for k, rate in enumerate(r.rates)
+        ]  # fmt: skip
     return rows
 
 
-def applicability(
-    where: Where, names: Sequence[str], scores: Array, known: Sequence[str], null: Where
-) -> list[Row]:
-    """A row for each criterion. scores: (K, N); known, null: the criteria that have a Gaussian
-    null, and `cv` and `range_over_mean` of it, (3, K')."""
-    found = spread(scores)
-    rows = []
-    for i, name in enumerate(names):
-        row: Row = {**where, "criterion": name, "filters": scores.shape[1]}
-        row.update({key: number(values[i]) for key, values in found.items()})
+def applicability(r: Ranking) -> list[Row]:
+    """A row for each criterion."""
+    figures, rows = spread(r.scores), []
+    for i, name in enumerate(r.names):
+        row: Row = {**r.where, "criterion": name, "filters": r.filters}
+        row.update({key: number(values[i]) for key, values in figures.items()})
         for key in ("cv", "range_over_mean"):
-            empty = np.full(3, np.nan)
-            row.update(interval(key, null[key][:, known.index(name)] if name in known else empty))
+            null = np.full(3, np.nan)
+            if name in r.plain:
+                null = r.gaussian[key][:, r.plain.index(name)]
+            row.update(interval(key, null))
         rows.append(row)
     return rows
 
 
-def cuts(
-    where: Where,
-    names: Sequence[str],
-    scores: Array,
-    again: Array,
-    rates: Sequence[float],
-    ties: Array,
-    perturbed: Mapping[str, str],
-) -> list[Row]:
-    """A row for each criterion and rate. scores (K, N), again (D, K, N), ties (1 + D, K, N);
-    perturbed: criterion -> what the stability is against."""
-    gap, held = gaps(scores, rates), stability(scores, again, rates, ties)
+def cuts(r: Ranking) -> list[Row]:
+    """A row for each criterion and rate."""
+    gap, held = gaps(r.scores, r.rates), stability(r.scores, r.again, r.rates, r.ties)
     return [
         {
-            **where, "criterion": name, "rate": rate,
-            "pruned": pruned_count(scores.shape[1], rate), "gap_over_std": number(gap[r, i]),
-            "stability": number(held[r, i]), "perturbed": perturbed[name],
+            **r.where, "criterion": name, "rate": rate, "pruned": pruned_count(r.filters, rate),
+            "gap_over_std": number(gap[k, i]), "stability": number(held[k, i]),
+            "perturbed": r.perturbed[name],
         }
-        for i, name in enumerate(names)
-        for r, rate in enumerate(rates)
+        for i, name in enumerate(r.names)
+        for k, rate in enumerate(r.rates)
     ]  # fmt: skip
 
 
 def collapse(
     names: Sequence[str],
     normalise: str,
-    layers: Sequence[str],
-    filters: Sequence[int],
+    layers: Mapping[str, int],
     shares: Array,
     rates: Sequence[float],
     limit: float,
 ) -> list[Row]:
-    """A row for each criterion, rate and layer of a global ranking. shares: (R, K, L) pruned."""
+    """A row for each criterion, rate and layer of a global ranking. layers: name -> filters;
+    shares: (R, K, L) pruned."""
     return [
         {
             "criterion": name, "normalise": normalise, "rate": rate, "layer": layer,
-            "filters": filters[k], "share_pruned": float(shares[r, i, k]),
+            "filters": filters, "share_pruned": float(shares[r, i, k]),
             "collapsed": bool(shares[r, i, k] >= limit),
         }
         for i, name in enumerate(names)
         for r, rate in enumerate(rates)
-        for k, layer in enumerate(layers)
+        for k, (layer, filters) in enumerate(layers.items())
     ]  # fmt: skip
+
+
+# Summed up, by pair and by criterion.
+
+
+def pairs(study: Study) -> list[Row]:
+    """A row for each pair of criteria: its mean over layers beside its null, and over the network.
+
+    z: how far the mean lies from its null, in standard deviations; relation: see below. Of layers
+    that follow the null 2.5 % lie above its interval.
+    """
+    shapes = {row["layer"]: row["shape"] for row in study["layers"]}
+    rows = []
+    for (a, b), both in grouped(study["similarity"], "a", "b").items():
+        layers = [row for row in both if row["scope"] == "layer" and row["spearman"] is not None]
+        over = [row for row in both if row["scope"] == "global"]
+        least = min(layers, key=lambda row: row["spearman"], default=None)
+        average, null = (mean(row[key] for row in layers) for key in ("spearman", "spearman_null"))
+        one, one_null = (over[0][k] if over else None for k in ("spearman", "spearman_null"))
+        z, z_over = distance(layers, shapes), distance(over, {"": ""})
+        rows.append(
+            {
+                "a": a, "b": b, "null": both[0]["null"], "layers": len(layers),
+                "spearman": average, "spearman_null": null,
+                "z": z, "relation": relation(average, null, z),
+                "layers_above": sum(row["spearman"] > row["spearman_high"] for row in layers),
+                "layers_below": sum(row["spearman"] < row["spearman_low"] for row in layers),
+                "least": least and least["spearman"], "least_layer": least and least["layer"],
+                "kendall": mean(row["kendall"] for row in layers),
+                "kendall_null": mean(row["kendall_null"] for row in layers),
+                "global": one, "global_null": one_null,
+                "global_z": z_over, "global_relation": relation(one, one_null, z_over),
+            }
+        )  # fmt: skip
+    return rows
+
+
+def distance(rows: Sequence[Row], shapes: Mapping[str, str]) -> float | None:
+    """How many standard deviations some rankings lie above their null on average.
+
+    Layers of one shape share the draws that their null was estimated from: m of them and D draws
+    give the sum of their deviations the variance m + m^2 / D.
+    """
+    defined = [row for row in rows if row["z"] is not None]
+    if not defined:
+        return None
+    draws = {shapes[row["layer"]]: row["draws"] for row in defined}
+    counts = Counter(shapes[row["layer"]] for row in defined)
+    variance = sum(m + (m * m / draws[s] if draws[s] else 0) for s, m in counts.items())
+    return float(sum(row["z"] for row in defined) / variance**0.5)
+
+
+def relation(correlation: float | None, null: float | None, z: float | None) -> str | None:
+    """`above` or `below` its null where |z| > SURE and the difference can be SEEN, else `as`."""
+    if correlation is None or null is None or z is None:
+        return None
+    if abs(correlation - null) < SEEN or abs(z) <= SURE:
+        return "as"
+    return "above" if z > 0 else "below"
+
+
+def criteria(study: Study) -> list[Row]:
+    """A row for each criterion: medians over layers of its spread, and how its choice holds."""
+    rows = []
+    held = grouped(study["cuts"], "criterion", "scope")
+    for (name,), every in grouped(study["applicability"], "criterion").items():
+        rankings = [row for row in every if row["scope"] == "layer"] or every
+        scope = rankings[0]["scope"]
+        at = held[name, scope]
+        rows.append(
+            {
+                "criterion": name, "scope": scope, "rankings": len(rankings),
+                "cv": median(row["cv"] for row in rankings),
+                "cv_null": median(row["cv_null"] for row in rankings),
+                "range_over_mean": median(row["range_over_mean"] for row in rankings),
+                "tie_rate": mean(row["tie_rate"] for row in rankings),
+                "gap_over_std": median(row["gap_over_std"] for row in at),
+                "stability": mean(row["stability"] for row in at),
+                "perturbed": at[0]["perturbed"],
+            }
+        )  # fmt: skip
+    return rows
+
+
+def grouped(rows: Iterable[Row], *keys: str) -> dict[tuple[Any, ...], list[Row]]:
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
+    return groups
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """Of those that are defined, None where none is."""
+    defined = [value for value in values if value is not None]
+    return float(np.mean(defined)) if defined else None
+
+
+def median(values: Iterable[float | None]) -> float | None:
+    """Of those that are defined, None where none is."""
+    defined = [value for value in values if value is not None]
+    return float(np.median(defined)) if defined else None

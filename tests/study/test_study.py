@@ -3,36 +3,41 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import os
 import re
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
+from commands import compose
 from scipy import stats
 from torch import Tensor, nn
 from zoo import randomised
 
 import fpgm
-from fpgm.config import Dataset
-from fpgm.data.sets import load as load_data
+from fpgm.data import sets
 from fpgm.errors import Error
+from fpgm.runs import checkpoint
 from fpgm.study.command import main, write
 from fpgm.study.examine import examine
-from fpgm.study.scoring import live_layers
+from fpgm.study.scores import live_layers
 from fpgm.study.settings import Settings
 from fpgm.study.subject import Subject, find
 
 ROOT = Path(__file__).parent.parent.parent
-DIGITS = Dataset(
-    name="digits", root=None, image_size=None, pad=0, flip=False, workers=None, on_error="stop"
-)
 QUICK = {"draws": 4, "perturbations": 2, "rates": (0.25, 0.5)}
+
+
+@pytest.fixture(autouse=True)
+def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small layers get many networks to compare with; here as many as a test asks for."""
+    monkeypatch.setattr("fpgm.study.agreement.MOST", 1)
 
 
 class Two(nn.Module):
@@ -75,8 +80,10 @@ def permuted(model: Two, seed: int) -> Two:
     return other.eval()
 
 
+@functools.cache
 def images():
-    return load_data(torch.device("cpu"), **asdict(DIGITS))
+    digits = compose("dataset=digits")["dataset"]
+    return sets.load(torch.device("cpu"), **digits | {"pad": 0, "flip": False})
 
 
 def study(model: nn.Module, with_images: bool = False, **options) -> dict:
@@ -223,7 +230,7 @@ def test_settings_out_of_range_name_their_flag(wrong: dict) -> None:
 
 def test_random_start_is_called_neither_above_nor_below_its_null() -> None:
     called = []
-    for seed in range(3):
+    for seed in range(2):
         model = find(None, "resnet20", None, None, None, seed, False).model
         found = study(model, criteria=("l1", "l2", "gm"), draws=40, rates=(0.4,), perturbations=1)
         called += [row["relation"] for row in found["pairs"]]
@@ -246,38 +253,34 @@ def test_correlated_filters_are_told_from_the_null() -> None:
 # The command
 
 
-def command(*words: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    path = {"PYTHONPATH": str(ROOT), **environment}
-    return subprocess.run(
-        [sys.executable, "-m", "fpgm.study", *map(str, words)],
-        capture_output=True, text=True, env={**os.environ, **path},
-    )  # fmt: skip
+@pytest.fixture
+def run_directory(tmp_path: Path) -> Path:
+    """What a run leaves for a study: its configuration, and the network at full width."""
+    torch.manual_seed(0)
+    model = fpgm.model("resnet20", in_channels=1)
+    keep = fpgm.select(model, "gm", 0.4)
+    fpgm.zero_(model, keep)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(compose("dataset=digits", "rate=0.4")))
+    arch = {"name": "resnet20", "num_classes": 10, "in_channels": 1}
+    content = {"arch": arch, "keep": keep, "state_dict": model.state_dict()}
+    checkpoint.write(tmp_path / "zeroed.pt", content)
+    return tmp_path
 
 
-@pytest.fixture(scope="module")
-def run_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("study") / "run"
-    words = ["dataset=digits", "rate=0.4", "epochs=1", "batch_size=256"]
-    subprocess.run(
-        [sys.executable, "-m", "fpgm.cli", *words, f"hydra.run.dir={directory}"],
-        check=True, capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    return directory
-
-
-def test_run_is_studied_with_all_criteria_into_files_that_agree(run_directory: Path) -> None:
-    done = command(
-        run_directory, "--batches", "4", "--batch-size", "64", "--draws", "5",
-        "--perturbations", "2", "--rates", "0.4,0.6",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+def test_run_is_studied_with_all_criteria_into_files_that_agree(
+    run_directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = "--batches 2 --batch-size 32 --draws 3 --perturbations 2 --rates 0.4,0.6"
+    main([str(run_directory), *flags.split()])
     out = run_directory / "study"
     found = json.loads((out / "study.json").read_text())
     assert found["schema"] == 1
-    weights, data = ["l1", "l2", "gm", "fermat"], ["bn_gamma", "taylor", "apoz", "hrank"]
-    assert found["settings"]["criteria"] == weights + data
+    assert set(found["settings"]["criteria"]) == {
+        "l1", "l2", "gm", "fermat", "taylor", "apoz", "hrank"
+    }  # fmt: skip
+    assert any("bn_gamma (all filters of a layer have one score)" in n for n in found["notes"])
     assert sum(row["zero"] for row in found["layers"]) == 264
-    assert done.stdout.splitlines()[:10] == found["summary"]
+    assert capsys.readouterr().out.splitlines()[:10] == found["summary"]
     for name in ("similarity", "overlap", "applicability", "cuts", "collapse", "distribution",
                  "diagnosis", "pairs", "criteria"):  # fmt: skip
         with open(out / f"{name}.csv", newline="") as file:
@@ -292,13 +295,17 @@ def test_run_is_studied_with_all_criteria_into_files_that_agree(run_directory: P
 
 def test_two_pages_of_one_study_have_the_same_bytes(tmp_path: Path) -> None:
     for name in ("a", "b"):
-        write(study(two()), tmp_path / name)
+        write(study(two(), criteria=("l1", "l2"), scopes=("layer",)), tmp_path / name)
     for file in ("study.json", "study.html", "similarity.csv", "norms.csv"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 
-def test_tables_of_an_earlier_study_do_not_stay_beside_the_new_one(tmp_path: Path) -> None:
-    both, one = study(two()), study(two(), criteria=("l1",), scopes=("layer",))
+def test_tables_of_an_earlier_study_do_not_stay_beside_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fpgm.study.drawing.html", lambda _: "")
+    both = study(two(), criteria=("l1", "l2"))
+    one = study(two(), criteria=("l1",), scopes=("layer",))
     write(both, tmp_path)
     (tmp_path / "mine.csv").write_text("kept\n")
     before = {path.stem for path in tmp_path.glob("*.csv")}
@@ -348,24 +355,29 @@ def test_errors_are_one_line_that_says_what_would_do(
     assert said in lines[0]
 
 
-def test_weights_that_cannot_be_downloaded_say_what_else_to_do(tmp_path: Path) -> None:
-    done = command(
-        "--arch", "squeezenet1_1", "--weights", "torchvision",
-        TORCH_HOME=str(tmp_path), https_proxy="http://127.0.0.1:9", no_proxy="",
-    )  # fmt: skip
-    assert done.returncode == 1
-    assert "the download failed" in done.stderr
-    assert "Traceback" not in done.stderr
+def test_weights_that_cannot_be_downloaded_say_what_else_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "")
+    with pytest.raises(SystemExit):
+        main(["--arch", "squeezenet1_1", "--weights", "torchvision"])
+    said = capsys.readouterr().err.splitlines()
+    assert "the download failed" in said[-1]
 
 
 def test_help_answers_without_torch() -> None:
     code = (
-        "import sys; from fpgm.study.command import parser; parser().format_help(); "
-        "assert not {'torch', 'scipy', 'matplotlib'} & set(sys.modules)"
+        "import sys; sys.modules.update(dict.fromkeys(('torch', 'scipy', 'matplotlib')));"
+        "sys.argv = ['fpgm-study', '--help']; import fpgm.study.__main__"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
-    assert "--criteria" in command("--help").stdout
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    assert "--criteria" in done.stdout
 
 
 def test_grouped_and_torchvision_networks_are_studied_too() -> None:

@@ -19,22 +19,30 @@ import fpgm
 from fpgm import criteria
 from fpgm.study.agreement import (
     by_chance,
+    comparable,
+    count_draws,
+    draw,
+    figures,
     fisher,
+    follows_scale,
+    gaps,
+    in_one_ranking,
     jaccard,
     kendall,
     overlap,
     pruned,
+    shares,
     spearman,
+    spread,
     spread_of,
+    stability,
     tie_order,
+    whole_network,
 )
-from fpgm.study.applicability import comparable, gaps, in_one_ranking, shares, spread, stability
-from fpgm.study.diagnosis import density, diagnose
-from fpgm.study.distribution import anderson, battery, verdict
-from fpgm.study.findings import relation
-from fpgm.study.gaussian_null import SCALE_FREE, count_draws, draw, figures, whole_network
 from fpgm.study.settings import Settings
 from fpgm.study.summary import lines
+from fpgm.study.tables import relation
+from fpgm.study.weights import anderson, battery, density, diagnose, verdict
 
 LIMITS = (Settings.alpha, Settings.max_skew, Settings.max_kurtosis)
 # Whole numbers from a small range: ties are common.
@@ -46,7 +54,7 @@ tied = hnp.arrays(
 
 
 @given(tied)
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=25)
 def test_rank_correlations_are_scipys_also_with_ties(scores: np.ndarray) -> None:
     rho, tau = spearman(scores), kendall(scores)
     for i, a in enumerate(scores):
@@ -60,7 +68,7 @@ def test_rank_correlations_are_scipys_also_with_ties(scores: np.ndarray) -> None
 
 
 @given(tied)
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 def test_spread_is_scipys_and_ties_are_filters_that_share_their_score(scores: np.ndarray) -> None:
     found = spread(scores)
     dead = np.where(scores == scores.min(), -np.inf, scores)  # filters that are all zero
@@ -77,7 +85,7 @@ def test_spread_is_scipys_and_ties_are_filters_that_share_their_score(scores: np
 
 
 @given(tied, st.sampled_from([0.1, 0.3, 0.5, 0.7]))
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 def test_overlap_is_that_of_the_sets_that_would_be_pruned(scores: np.ndarray, rate: float) -> None:
     ties = tie_order([f"criterion {i}" for i in range(len(scores))], "a", scores.shape[1:], 0)
     sets = []
@@ -96,10 +104,10 @@ def test_overlap_is_that_of_the_sets_that_would_be_pruned(scores: np.ndarray, ra
 def test_chance_is_what_unrelated_rankings_give() -> None:
     generator, n, rates = np.random.default_rng(0), 24, (0.25, 0.5)
     fixed = np.arange(n, dtype=float)
-    draws = [np.stack((fixed, generator.permutation(n))) for _ in range(4000)]
+    draws = [np.stack((fixed, generator.permutation(n))) for _ in range(800)]
     expected = by_chance(n, rates)
     rho = np.array([spearman(scores)[0, 1] for scores in draws])
-    tau = np.array([kendall(scores)[0, 1] for scores in draws[:1500]])
+    tau = np.array([kendall(scores)[0, 1] for scores in draws[:500]])
     ties = np.arange(n)
     both = np.array([overlap(scores, rates, ties)[:, 0, 1] for scores in draws])
     for found, (mean, low, high) in ((rho, expected["spearman"]), (tau, expected["kendall"])):
@@ -209,7 +217,7 @@ def test_layers_lose_in_one_ranking_what_select_takes_from_them(how: str) -> Non
     rate = 0.15
     keep = fpgm.select(model, "l2", rate, scope="global", normalise=how, floor=0.0)
     weights = {name: model.get_submodule(name).weight for name in keep}
-    layers = [comparable(criteria.l2(w).numpy()[None], how) for w in weights.values()]
+    layers = [comparable(criteria.CRITERIA["l2"](w).numpy()[None], how) for w in weights.values()]
     found = shares(layers, [rate])[0, 0]
     kept = {name: len(keep[name]) / len(weights[name]) for name in keep}
     if all(share < 1 for share in found):  # select leaves every layer one filter
@@ -221,7 +229,7 @@ def test_layers_lose_in_one_ranking_what_select_takes_from_them(how: str) -> Non
 @pytest.mark.parametrize("name", ["l1", "l2", "gm", "fermat", "random"])
 def test_scores_of_the_null_may_be_scaled_to_each_layer(name: str) -> None:
     weight = torch.randn(12, 3, 3, 3, generator=torch.Generator().manual_seed(0)).double()
-    factor = 1.0 if name in SCALE_FREE else 2.5
+    factor = 2.5 if follows_scale(name) else 1.0
     score = criteria.CRITERIA[name]
     torch.testing.assert_close(score(2.5 * weight), factor * score(weight))
 
