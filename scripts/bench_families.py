@@ -48,7 +48,7 @@ def main(runtime: str, names: tuple[str, ...]) -> None:
             if isinstance(module, nn.BatchNorm2d):
                 nn.init.normal_(module.bias, std=0.3)
         groups = prunable(trace(model), "independent").groups
-        keep = fpgm.select(model, "random", 0.5, groups=groups)
+        keep = fpgm.select(model, "random", 0.5)
         fpgm.zero_(model, keep)
         dense = fpgm.cost(model, IMAGE).macs
         tuned = tune(model, keep, Target(runtime, IMAGE, 1, threads), groups)

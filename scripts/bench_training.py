@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import hydra
@@ -40,8 +40,8 @@ from fpgm.config import Config
 from fpgm.data import memory, sets
 from fpgm.machine.device import environment
 from fpgm.runs import checkpoint
-from fpgm.training.loop import one_epoch, resume
-from fpgm.training.task import prepare
+from fpgm.training.loop import one_epoch
+from fpgm.training.task import asked, prepare
 
 DEFAULTS = {
     "arch": "resnet20", "device": "cpu", "images": "10000", "batch_size": "128", "workers": "2",
@@ -66,7 +66,7 @@ def config_of(words: dict[str, str], more: list[str]) -> Config:
     own += [f"batch_size={words['batch_size']}", "dataset=image_folder", f"dataset.root='{root}'"]
     configs = str(Path(__file__).resolve().parent.parent / "configs")
     with hydra.initialize_config_dir(configs, version_base="1.3"):
-        return Config.of(
+        return asked(
             OmegaConf.to_container(hydra.compose("config", [*own, "dataset.image_size=32", *more]))
         )
 
@@ -76,7 +76,7 @@ def images_of(words: dict[str, str], config: Config) -> memory.Data:
     train, test = int(words["images"]), int(words["images"]) // 5
     g = torch.Generator().manual_seed(0)
     if words["root"]:
-        found = sets.load(torch.device("cpu"), **asdict(config.dataset))
+        found = sets.load(torch.device("cpu"), **config.dataset.model_dump())
         order = torch.randperm(len(found.train_images), generator=g)[:train]
         tests = torch.randperm(len(found.test_images), generator=g)[:test]
     else:
@@ -112,17 +112,14 @@ def ours(words: dict[str, str], more: list[str]) -> dict[str, float]:
     config = config_of(words, [*more, "epochs=3"])
     images = images_of(words, config)
     with tempfile.TemporaryDirectory() as directory:
-        job = prepare(config, Path(directory), images, fresh=True)
-        resume(job, None)
-        job.images = fewer(images, WARM_UP * config.batch_size)
-        one_epoch(job, 0)
-        job.images = images
+        task = prepare(config, Path(directory), images=images)
+        task.images = fewer(images, WARM_UP * config.batch_size)
+        one_epoch(task, 0)
+        task.images = images
         began = time.perf_counter()
-        row = one_epoch(job, 1)
+        row = one_epoch(task, 1)
         ended = time.perf_counter()
-        state = {"model": job.model.state_dict(), "optimizer": job.optimizer.state_dict(),
-                 "keep": job.pruning.keep, "history": [row]}  # fmt: skip
-        checkpoint.save_epoch(Path(directory), state)
+        checkpoint.save_epoch(Path(directory), task.state())
         saved = time.perf_counter()
     train = row["train_s"] - row["input_s"]
     parts = (row["input_s"], train, row["prune_s"], row["eval_s"], saved - ended)

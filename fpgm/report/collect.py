@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
 
 from fpgm.errors import Error, first_line
 from fpgm.keys import CONFIGS
@@ -148,7 +147,7 @@ def _defaults(group: str, name: str) -> dict[str, Any]:
     path = CONFIGS / group / f"{name}.yaml"
     if not path.exists():  # of your own
         return {"name": name}
-    values: Any = OmegaConf.to_container(OmegaConf.load(path))  # to which 1e-4 is a number
+    values: Any = yaml.safe_load(path.read_text())
     values = values.get(group, values.get(name, values))
     # Some files set more than their group, and of methods several may act at once.
     return {"name": name, **values}

@@ -38,19 +38,14 @@ def finish(task: Task, run: Run) -> dict[str, Any]:
     tuned, problems = tune_for(task) if task.config.tune else (None, [])
     ballast = tuned.ballast if tuned else {}
     small = compact(model, keep, ballast)
-    # Both networks say what they say before anything is judged, and are saved before that, too.
+    # Both networks are asked and saved before anything is judged.
     (full, labels), (reduced, _) = logits(model, images), logits(small, images)
-    shared = {"arch": task.arch, "keep": keep, "preprocessing": images.preprocessing()}
-    sizes = []
-    for name, network in (("zeroed.pt", model), ("compact.pt", small)):
-        weights = {key: value.cpu() for key, value in network.state_dict().items()}
-        more = {"ballast": ballast} if network is small and ballast else {}
-        checkpoint.write(task.directory / name, {**shared, **more, "state_dict": weights})
-        sizes.append((task.directory / name).stat().st_size)
+    more = {"ballast": ballast} if ballast else {}
+    sizes = save(task, "zeroed.pt", model, {}), save(task, "compact.pt", small, more)
     # The proof: one function, measured on every test image.
     measured = compare(full, reduced)
     problems += proven(task, small, measured)
-    dense, compacted = cost(model, images.image_shape), cost(small, images.image_shape)
+    dense, compacted = (cost(network, images.image_shape) for network in (model, small))
     c, kept = task.config, {name: len(filters) for name, filters in keep.items()}
     as_paper = (c.residual, c.align, c.macs_target, c.scope) == ("independent", 1, None, "layer")
     macs = {layer.name: layer.macs for layer in dense.layers}
@@ -60,7 +55,7 @@ def finish(task: Task, run: Run) -> dict[str, Any]:
         environment=environment(task.device, task.precision),
         history=task.history,
         costs=(dense, compacted),
-        sizes=(sizes[0], sizes[1]),
+        sizes=sizes,
         paper_macs=paper_reduction(trace(model), macs, c.rate) if as_paper else None,
         accuracies=(accuracy(full, labels), accuracy(reduced, labels)),
         top5=accuracy(reduced, labels, top=5) if len(images.classes) >= MANY_CLASSES else None,
@@ -76,6 +71,15 @@ def finish(task: Task, run: Run) -> dict[str, Any]:
         task.warn(warning)
     run.finish(report, result.markdown(report, str(run.directory)))
     return report
+
+
+def save(task: Task, name: str, network: nn.Module, more: dict[str, Any]) -> int:
+    """Write what fpgm.load reads: tensors and plain values. Returns the file's bytes."""
+    about = {"arch": task.arch, "keep": task.schedule.keep, **more}
+    about["preprocessing"] = task.images.preprocessing()
+    weights = {key: value.cpu() for key, value in network.state_dict().items()}
+    checkpoint.write(task.directory / name, {**about, "state_dict": weights})
+    return (task.directory / name).stat().st_size
 
 
 def proven(task: Task, small: nn.Module, measured: dict[str, float]) -> list[str]:

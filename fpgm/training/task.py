@@ -186,17 +186,19 @@ def _method_problems(config: Config) -> Iterator[str]:
         yield from method.problems(goal, config.pretrained is None)
 
 
-def prepare(config: Config, directory: Path, ranks: Ranks = ALONE) -> Task:
+def prepare(
+    config: Config, directory: Path, ranks: Ranks = ALONE, images: Images | None = None
+) -> Task:
     """The task as it is before the first epoch, or where its last checkpoint stands.
 
-    Raises Error; nothing is written.
+    images: in place of the data set that the configuration names. Raises Error; nothing is written.
     """
     keep_freed_memory()
     if config.tune:
         require(config.target)
     check_batch(config.batch_size, ranks)
     state, problem = from_first(checkpoint.restore_epoch(directory) if ranks.first else None, ranks)
-    images = _images(config, ranks)
+    images = images or _images(config, ranks)
     arch: dict[str, Any] = {
         "name": config.arch,
         "num_classes": len(images.classes),
