@@ -7,6 +7,7 @@ not wait for torch.
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from fpgm.selection.select import select
     from fpgm.selection.zero import zero_
 
-__version__ = "0.1.0"
 __all__ = [
     "Error",
     "compact",
@@ -47,6 +47,8 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return importlib.metadata.version("fpgm")
     if name in _MODULES:
         return importlib.import_module(_MODULES[name])
     if name in _HOME:

@@ -1,4 +1,4 @@
-"""What pruning reaches in a network: the tables of docs/choosing.md and docs/exactness.md of residual modes and of torchvision.
+"""What pruning reaches: the tables of docs/choosing.md (residual) and docs/exactness.md (networks).
 
 python scripts/prunable_share.py
 """

@@ -53,7 +53,7 @@ def find_baseline(directory: Path, config: Mapping[str, Any], words: Iterable[st
 
 def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
     """What a baseline and the runs that start from it have in common."""
-    keys = ("dataset.", "arch", "seed", "criterion.slimming", "method.")
+    keys = ("dataset.", "arch", "seed", "method.")
     # workers and on_error: how images are read, not which.
     return {
         key: value
