@@ -82,8 +82,8 @@ class Compacted:
         for name, parameter in network.named_parameters():
             buffer = optimizer.state[full[name]].get("momentum_buffer")
             if buffer is not None:
-                own = torch.empty_like(parameter).copy_(buffer[places[name]])
-                narrow.state[parameter]["momentum_buffer"] = own
+                part = torch.empty_like(parameter).copy_(buffer[places[name]])
+                narrow.state[parameter]["momentum_buffer"] = part
 
     @torch.no_grad()
     def write_back(self, steps: int) -> None:
@@ -98,9 +98,9 @@ class Compacted:
             value = keeps * full + drifts * before
             momentum = gains * full + lasts * before
             value[place] = trained[name]
-            own = self.trained.optimizer.state[trained[name]].get("momentum_buffer")
-            if own is not None:
-                momentum[place] = own
+            buffer = self.trained.optimizer.state[trained[name]].get("momentum_buffer")
+            if buffer is not None:
+                momentum[place] = buffer
                 state["momentum_buffer"] = momentum
             full.copy_(value)
         buffers = dict(self.trained.network.named_buffers())

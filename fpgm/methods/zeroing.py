@@ -13,11 +13,12 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
-from fpgm.compaction.compact import compact
+from fpgm.compaction.constants import analyse
 from fpgm.criteria import Criterion
 from fpgm.criteria.evidence import Evidence, gather, require
 from fpgm.errors import BudgetError, Error
 from fpgm.graph.cost import cost
+from fpgm.graph.trace import trace
 from fpgm.machine.ranks import check_agreement, from_first
 from fpgm.methods.method import Goal, Schedule, Task
 from fpgm.methods.watch import Watch
@@ -184,14 +185,16 @@ class Zeroing(Schedule):
         goal, image = self.task.goal, self.task.image_shape
         if goal.macs_target is None and (goal.rule.align == 1 or goal.rate == 0):
             return goal.rate
-        model = copy.deepcopy(self._model).cpu()  # compaction waits for every small result
+        # On the CPU: the analysis looks at every small result.
+        graph = trace(copy.deepcopy(self._model).cpu())
+        dense = cost(graph.module, image)
 
         def macs(rate: float, align: int = goal.rule.align) -> int:
-            return cost(compact(model, self._selected(rate, align)[0]), image).macs
+            return analyse(graph, self._selected(rate, align)[0]).macs(dense)
 
         if goal.macs_target is None:
             return rate_nearest(macs(goal.rate, 1), macs)
-        return rate_for(goal, cost(model, image).macs, macs)
+        return rate_for(goal, dense.macs, macs)
 
     def _choose(self, rate: float) -> Scores:
         """Select at `rate` on the current weights; nothing is zeroed yet. Returns all scores."""

@@ -27,9 +27,9 @@ def logits(
     size = max(1, min(1000, pixels // (height * width)))
     outputs, labels = [], []
     with autocast(images.device, dtype), exact():
-        for batch, own in images.tests(size, ranks):
+        for batch, answers in images.tests(size, ranks):
             outputs.append(model(batch).float())
-            labels.append(own)
+            labels.append(answers)
     return joined(torch.cat(outputs), ranks), joined(torch.cat(labels), ranks)
 
 

@@ -14,11 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from fpgm.compaction.compact import compact
+from fpgm.compaction.constants import analyse
 from fpgm.config import Optimizer
 from fpgm.data.images import summary
 from fpgm.errors import Error, first_line
 from fpgm.graph.cost import cost
+from fpgm.graph.trace import trace
 from fpgm.machine.device import autocast, precision_name
 from fpgm.machine.ranks import mean, share_buffers
 from fpgm.runs import checkpoint
@@ -52,12 +53,12 @@ def _announce(task: Task, run: Run) -> None:
     machine = precision_name(task.device, task.precision)
     processes = f", {task.ranks.world} processes" if task.ranks.world > 1 else ""
     rate = task.schedule.full_rate()
-    small = compact(task.full.network, task.schedule.expected())
-    macs = [cost(network, task.image_shape).macs for network in (task.full.network, small)]
+    dense, graph = cost(task.full.network, task.image_shape), trace(task.full.network)
+    small = analyse(graph, task.schedule.expected()).macs(dense)
     where = f"{task.device.type} {machine}{processes}"
     images = summary(task.images)
-    log.info(result.opening_line(task.config, rate, images, (macs[0], macs[1]), where))
-    if rate > 0 and macs[0] == macs[1]:
+    log.info(result.opening_line(task.config, rate, images, (dense.macs, small), where))
+    if rate > 0 and dense.macs == small:
         task.warn(f"nothing is pruned: align={task.config.align} is too coarse here")
     log.info("writing to %s", run.directory)
     if task.problem:

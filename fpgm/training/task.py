@@ -132,8 +132,8 @@ class Task:
         """Go on from what `state` gave."""
         self.full.network.load_state_dict(state["model"])
         self.full.optimizer.load_state_dict(state["optimizer"])
-        for method, own in zip(self.methods, state["methods"], strict=True):
-            method.resume(own)
+        for method, before in zip(self.methods, state["methods"], strict=True):
+            method.resume(before)
         self.history = list(state["history"])
 
 
@@ -223,11 +223,11 @@ def prepare(
 
 def _images(config: Config, ranks: Ranks) -> Images:
     """The run's data set, on its device."""
-    device, words = choose_device(config.device), config.dataset.model_dump()
+    device, options = choose_device(config.device), config.dataset.model_dump()
     # The others wait until the first has downloaded or decoded what is then there for all.
-    images = load(device, **words) if ranks.first else None
+    images = load(device, **options) if ranks.first else None
     from_first(None, ranks)
-    return images or load(device, **words)
+    return images or load(device, **options)
 
 
 def _network(config: Config, arch: dict[str, Any], images: Images, fresh: bool) -> Trained:
