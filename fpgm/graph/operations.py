@@ -275,5 +275,7 @@ def out_of_place(node: fx.Node) -> tuple[Any, tuple[Any, ...], dict[str, Any]] |
         return str(node.target).rstrip("_"), node.args, dict(node.kwargs)
     if node.target in TWINS:
         return TWINS[node.target], node.args, {}
-    named = {key: value for key, value in named_arguments(node).items() if key != "inplace"}
-    return (node.target, (), named) if named else None
+    named = named_arguments(node)
+    if not named.pop("inplace", False):  # it overwrites by its name, not by this option
+        return None
+    return node.target, (), named

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 from pathlib import Path
 
 import pytest
@@ -288,6 +289,8 @@ def padded_twice(s: nn.Module, x: torch.Tensor) -> torch.Tensor:
         lambda s, x: s.b(x) + s.norm.bias.sum() + s.a.weight.sum(),
         lambda s, x: s.b(x) * s.gamma,
         lambda s, x: s.b(x.__imul__(2.0)) + x,
+        lambda s, x: s.b(operator.ipow(x, 2)) + x,
+        lambda s, x: torch.cat((s.b(x), x.softmax(1)), 1).chunk(2, 1)[0],
     ],
     ids=[
         "cat of chunks",
@@ -297,6 +300,8 @@ def padded_twice(s: nn.Module, x: torch.Tensor) -> torch.Tensor:
         "parameters",
         "gamma",
         "dunder",
+        "power in place",
+        "cat with what is not known",
     ],
 )
 def test_odd_networks_are_compacted_exactly_and_not_with_an_error(body) -> None:

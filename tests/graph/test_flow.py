@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 
 import pytest
@@ -240,3 +241,23 @@ def test_which_values_are_flat() -> None:
     assert {node.name for node in graph.flat} == {"mean", "fc"}
     kept = trace(Body(lambda s, x: s.a(x).mean((2, 3), keepdim=True)))
     assert {node.name for node in kept.flat} == {"mean_1", "fc"}
+
+
+@pytest.mark.parametrize(
+    ("body", "target"),
+    [
+        (lambda s, x: torch.cat((s.a(x).mean((2, 3)), s.b(x).mean((2, 3))), 1)[:, :4], torch.cat),
+        (lambda s, x: s.a(x).mean((2, 3))[:, :], operator.getitem),
+        (lambda s, x: s.a(x) + s.b(x).mean((2, 3)), operator.add),
+        (lambda s, x: s.fc(s.a(x)), "fc"),  # along the width
+        (lambda s, x: s.norm(s.norm(s.a(x))), "norm"),  # called twice
+    ],
+)
+def test_rules_for_images_are_not_applied_to_features(body, target: object) -> None:
+    graph = trace(Features(body))
+    assert next(k for n, k in graph.kinds.items() if n.target == target) == ops.OPAQUE
+
+
+class Features(Body):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(self, x)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from zoo import FAMILIES, Gated, Mysterious, Odd, Spelled
 
@@ -72,6 +73,23 @@ def test_padded_shortcuts_tie_the_channels_that_come_through() -> None:
     for group, channels in zip(groups, (range(16), range(16, 32), range(32, 64)), strict=True):
         assert all(filters == list(channels) for filters in group.values())
     assert [len(group) for group in groups] == [10, 6, 3]
+
+
+def test_channels_that_a_shortcut_lacks_are_those_of_the_other_side() -> None:
+    class Appended(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = (nn.Conv2d(3, width, 1) for width in (2, 5, 5))
+            self.fc = nn.Linear(5, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = F.pad(self.a(x), (0, 0, 0, 0, 1, 2)) + self.b(x)
+            return self.fc((y + self.c(x)).mean((2, 3)))
+
+    assert members(Appended(), "shared") == [
+        {"a": [0, 1], "b": [1, 2], "c": [1, 2]},
+        {"b": [0, 3, 4], "c": [0, 3, 4]},
+    ]
 
 
 def test_depthwise_filters_go_with_what_they_read() -> None:
