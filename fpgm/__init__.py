@@ -7,6 +7,7 @@ not wait for torch.
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -16,9 +17,9 @@ if TYPE_CHECKING:
     from fpgm.errors import Error
     from fpgm.graph.cost import cost
     from fpgm.networks.models import model
-    from fpgm.selection.select import select, zero_
+    from fpgm.selection.select import select
+    from fpgm.selection.zero import zero_
 
-__version__ = "0.1.0"
 __all__ = [
     "Error",
     "compact",
@@ -41,11 +42,13 @@ _HOME = {
     "load": "fpgm.compaction.compact",
     "model": "fpgm.networks.models",
     "select": "fpgm.selection.select",
-    "zero_": "fpgm.selection.select",
+    "zero_": "fpgm.selection.zero",
 }
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return importlib.metadata.version("fpgm")
     if name in _MODULES:
         return importlib.import_module(_MODULES[name])
     if name in _HOME:

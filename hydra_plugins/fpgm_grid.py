@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobStatus
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from fpgm.errors import Error
+from fpgm.machine import processes
 from fpgm.runs import grid
 
 
@@ -39,16 +41,34 @@ class Grid(BasicSweeper):
         waves = grid.waves(jobs)
         jobs = [job for wave in waves for job in wave]
         composed = [self._composed(job).hydra for job in jobs]
-        if not self.rows and any(own.sweeper.get("rows") for own in composed):
+        if not self.rows and any(one.sweeper.get("rows") for one in composed):
             raise Error("experiment=a,b: one grid at a time, each in a command of its own")
-        grid.check_places(jobs, [f"{own.sweep.dir}/{own.sweep.subdir}" for own in composed])
+        grid.check_places(jobs, [f"{one.sweep.dir}/{one.sweep.subdir}" for one in composed])
         # The launcher makes this directory before those of the jobs: never one of another grid.
         self.config.hydra.sweep.dir = composed[0].sweep.dir
+        self._launch(waves)
+
+    def _launch(self, waves: Sequence[Sequence[grid.Words]]) -> None:
+        """Run all jobs, whichever fail. Raises FailedRunsError, or KeyboardInterrupt that names
+        what had failed until then."""
+        assert self.launcher is not None
+        if isinstance(self.launcher, BasicLauncher):
+            # One after the other in any case: so an interrupt finds the results of those before.
+            waves = [[job] for wave in waves for job in wave]
+        failures: list[str] = []
         count = 0
-        for wave in waves:
-            for result in self.launcher.launch(wave, initial_job_idx=count):
-                _ = result.return_value  # raises what the job has raised
-            count += len(wave)
+        try:
+            for wave in waves:
+                results = self.launcher.launch(wave, initial_job_idx=count)
+                # Not return_value, which raises.
+                failures += [
+                    str(r._return_value) for r in results if r.status is not JobStatus.COMPLETED
+                ]
+                count += len(wave)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(*failures) from None
+        if failures:
+            raise grid.FailedRunsError(*failures)
 
     def _composed(self, job: Sequence[str]) -> DictConfig:
         """A job's configuration. Raises Hydra's errors for words that cannot be composed."""
@@ -58,7 +78,7 @@ class Grid(BasicSweeper):
     def _remember(self, combinations: Sequence[Sequence[str]]) -> None:
         """Note all runs of the grid, those not asked for now too: a report names the missing."""
         assert self.config is not None
-        if int(os.environ.get("RANK", 0)):
+        if not processes.first():
             return
         given = self.config.hydra.overrides.hydra
         place = [word for word in given if word.startswith("hydra.sweep.dir=")]

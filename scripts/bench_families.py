@@ -48,13 +48,13 @@ def main(runtime: str, names: tuple[str, ...]) -> None:
             if isinstance(module, nn.BatchNorm2d):
                 nn.init.normal_(module.bias, std=0.3)
         groups = prunable(trace(model), "independent").groups
-        keep = fpgm.select(model, "random", 0.5, groups=groups)
+        keep = fpgm.select(model, "random", 0.5)
         fpgm.zero_(model, keep)
         dense = fpgm.cost(model, IMAGE).macs
         tuned = tune(model, keep, Target(runtime, IMAGE, 1, threads), groups)
         cells = []
-        for emit in ({}, tuned.emit):
-            small = fpgm.compact(model, keep, emit)
+        for ballast in ({}, tuned.ballast):
+            small = fpgm.compact(model, keep, ballast)
             (row,) = measure(model, small, IMAGE, [runtime], [1], threads)
             macs = fpgm.cost(small, IMAGE).macs / dense
             cells.append(f"{100 * macs:.0f} % | {row['speed_up']:.2f}")

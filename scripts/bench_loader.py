@@ -21,8 +21,8 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from fpgm.config import Dataset
-from fpgm.data.streamed import MEAN, STD, Stream
+from fpgm.data.sets import load
+from fpgm.data.streamed import MEAN, STD
 
 BATCH, PASSES = 32, 7
 
@@ -44,9 +44,9 @@ def seconds(batches: Iterable[object]) -> float:
 
 
 def main(root: Path, workers: int = 2) -> None:
-    own = {"workers": workers, "on_error": "stop"}
-    config = Dataset(name="imagenet", root=str(root), image_size=224, pad=0, flip=True, **own)
-    stream, loader = Stream(config, torch.device("cpu")), bare(root, workers)
+    options = {"image_size": 224, "flip": True, "workers": workers}
+    stream = load(torch.device("cpu"), name="imagenet", root=str(root), **options)
+    loader = bare(root, workers)
     spent: list[tuple[float, float]] = []
     for seed in range(PASSES + 1):
         spent.append((seconds(stream.epoch(BATCH, seed)), seconds(loader)))

@@ -66,8 +66,8 @@ def main(arch: str, size: int, batch: int, constants: str = "random") -> None:
     for residual, align, share, rate, tuned in SETTINGS[arch]:
         groups = prunable(trace(model), residual).groups
 
-        def keep_at(rate: float, groups=groups, align=align) -> dict[str, torch.Tensor]:
-            return fpgm.select(model, "gm", rate, align=align, groups=groups)
+        def keep_at(rate: float, residual=residual, align=align) -> dict[str, torch.Tensor]:
+            return fpgm.select(model, "gm", rate, residual=residual, align=align)
 
         def macs(rate: float, keep_at=keep_at) -> int:
             return fpgm.cost(fpgm.compact(model, keep_at(rate)), image).macs
@@ -78,8 +78,8 @@ def main(arch: str, size: int, batch: int, constants: str = "random") -> None:
         if not tuned or constants == "zero":
             continue
         targets = [Target(runtime, image, batch, threads) for runtime in RUNTIMES]
-        forms = [tune(model, keep, target, groups).emit for target in targets]
-        row(f"{name}, tuned for each", [fpgm.compact(model, keep, emit) for emit in forms])
+        forms = [tune(model, keep, target, groups).ballast for target in targets]
+        row(f"{name}, tuned for each", [fpgm.compact(model, keep, ballast) for ballast in forms])
 
 
 if __name__ == "__main__":

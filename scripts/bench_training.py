@@ -37,11 +37,11 @@ from torchvision import transforms
 
 import fpgm
 from fpgm.config import Config
-from fpgm.data import memory as data
+from fpgm.data import memory, sets
 from fpgm.machine.device import environment
 from fpgm.runs import checkpoint
-from fpgm.training.loop import one_epoch, resume
-from fpgm.training.task import prepare
+from fpgm.training.loop import one_epoch
+from fpgm.training.task import asked, prepare
 
 DEFAULTS = {
     "arch": "resnet20", "device": "cpu", "images": "10000", "batch_size": "128", "workers": "2",
@@ -66,17 +66,17 @@ def config_of(words: dict[str, str], more: list[str]) -> Config:
     own += [f"batch_size={words['batch_size']}", "dataset=image_folder", f"dataset.root='{root}'"]
     configs = str(Path(__file__).resolve().parent.parent / "configs")
     with hydra.initialize_config_dir(configs, version_base="1.3"):
-        return Config.of(
+        return asked(
             OmegaConf.to_container(hydra.compose("config", [*own, "dataset.image_size=32", *more]))
         )
 
 
-def images_of(words: dict[str, str], config: Config) -> data.Data:
+def images_of(words: dict[str, str], config: Config) -> memory.Data:
     """The first `images` of the folder, in a fixed random order, or noise."""
     train, test = int(words["images"]), int(words["images"]) // 5
     g = torch.Generator().manual_seed(0)
     if words["root"]:
-        found = data.load_arrays(config.dataset, torch.device("cpu"))
+        found = sets.load(torch.device("cpu"), **config.dataset.model_dump())
         order = torch.randperm(len(found.train_images), generator=g)[:train]
         tests = torch.randperm(len(found.test_images), generator=g)[:test]
     else:
@@ -84,7 +84,7 @@ def images_of(words: dict[str, str], config: Config) -> data.Data:
         labels = torch.randint(10, (train + test,), generator=g)
         mean, std = torch.full((3,), 0.5), torch.full((3,), 0.3)
         names = tuple("0123456789")
-        found = data.Data(noise, labels, noise, labels, mean, std, names, 4, True)
+        found = memory.Data(noise, labels, noise, labels, mean, std, names, 4, True)
         order, tests = torch.arange(train), torch.arange(train, train + test)
     device = torch.device(words["device"])
     return replace(
@@ -98,7 +98,7 @@ def images_of(words: dict[str, str], config: Config) -> data.Data:
     )
 
 
-def fewer(images: data.Data, count: int) -> data.Data:
+def fewer(images: memory.Data, count: int) -> memory.Data:
     """The first `count` images, to train and to test."""
     part = slice(count)
     return replace(
@@ -112,17 +112,14 @@ def ours(words: dict[str, str], more: list[str]) -> dict[str, float]:
     config = config_of(words, [*more, "epochs=3"])
     images = images_of(words, config)
     with tempfile.TemporaryDirectory() as directory:
-        job = prepare(config, Path(directory), images, fresh=True)
-        resume(job, None)
-        job.images = fewer(images, WARM_UP * config.batch_size)
-        one_epoch(job, 0)
-        job.images = images
+        task = prepare(config, Path(directory), images=images)
+        task.images = fewer(images, WARM_UP * config.batch_size)
+        one_epoch(task, 0)
+        task.images = images
         began = time.perf_counter()
-        row = one_epoch(job, 1)
+        row = one_epoch(task, 1)
         ended = time.perf_counter()
-        state = {"model": job.model.state_dict(), "optimizer": job.optimizer.state_dict(),
-                 "keep": job.pruning.keep, "history": [row]}  # fmt: skip
-        checkpoint.save_epoch(Path(directory), state)
+        checkpoint.save_epoch(Path(directory), task.state())
         saved = time.perf_counter()
     train = row["train_s"] - row["input_s"]
     parts = (row["input_s"], train, row["prune_s"], row["eval_s"], saved - ended)
@@ -159,7 +156,7 @@ def reference(words: dict[str, str]) -> dict[str, float]:
     ]
     crop = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()]
 
-    def loaders(part: data.Data) -> tuple[DataLoader, DataLoader]:
+    def loaders(part: memory.Data) -> tuple[DataLoader, DataLoader]:
         train = Pictures(part.train_images, part.train_labels, [*crop, *tensors])
         test = Pictures(part.test_images, part.test_labels, tensors)
         size = int(words["batch_size"])

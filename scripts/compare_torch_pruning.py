@@ -60,7 +60,7 @@ def tuned(model: nn.Module, rate: float, align: int, size: int, runtime: str, ba
     keep = fpgm.select(model, "gm", rate, residual="shared", align=align)
     target = Target(runtime, (3, size, size), batch, torch.get_num_threads())
     return fpgm.compact(
-        model, keep, tune(model, keep, target, prunable(trace(model), "shared").groups).emit
+        model, keep, tune(model, keep, target, prunable(trace(model), "shared").groups).ballast
     )
 
 

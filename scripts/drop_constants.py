@@ -9,15 +9,14 @@ from pathlib import Path
 import torch
 
 import fpgm
-from fpgm.config import Config
-from fpgm.data import memory as data
+from fpgm.data import sets
 from fpgm.networks.layers import BorderConv2d, Expand
 from fpgm.runs.run import read_config
 from fpgm.training.evaluate import accuracy, logits
 
 
 def main(run: Path) -> None:
-    images = data.load(Config.of(read_config(run)).dataset, torch.device("cpu"))
+    images = sets.load(torch.device("cpu"), **read_config(run)["dataset"])
     network = fpgm.load(run)
     print(f"compact: {accuracy(*logits(network, images)):.2f} %")
     for module in network.modules():

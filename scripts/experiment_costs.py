@@ -18,7 +18,7 @@ import yaml
 from omegaconf import OmegaConf
 
 import fpgm
-from fpgm.cli.command import CONFIGS
+from fpgm.keys import CONFIGS
 from fpgm.runs.grid import runs
 
 IMAGES = {"cifar10": (50_000, 32, 10), "digits": (1437, 8, 10), "imagenet": (1_281_167, 224, 1000)}

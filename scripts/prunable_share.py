@@ -1,4 +1,4 @@
-"""What pruning reaches in a network: the README's tables of residual modes and of torchvision.
+"""What pruning reaches: the tables of docs/choosing.md (residual) and docs/exactness.md (networks).
 
 python scripts/prunable_share.py
 """
@@ -24,7 +24,7 @@ def share(model: torch.nn.Module, residual: str, criterion: str, rate: float, si
     """Layers pruned, MACs left, and scatters of one residual mode."""
     image = (3, size, size)
     tied, dense = prunable(trace(model), residual), fpgm.cost(model, image)
-    small = fpgm.compact(model, fpgm.select(model, criterion, rate, groups=tied.groups))
+    small = fpgm.compact(model, fpgm.select(model, criterion, rate, residual))
     left = 100 * fpgm.cost(small, image).macs / dense.macs
     scatters = sum(isinstance(module, Expand) for module in small.modules())
     layers = f"{len(tied.layers)} of {len(dense.layers)}"

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Everything a change must pass: formatting, lint, types and all tests. Makes .venv if needed.
-# Arguments go to pytest: bash scripts/test.sh -m slow
+# What a change must pass, in minutes: formatting, lint, types and the tests that are not slow.
+# Makes .venv if needed. Arguments go to pytest: bash scripts/test.sh tests/graph
+# .ci/run runs the slow ones and the launchers' as well.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 [ -x .venv/bin/python ] || python3 -m venv .venv
@@ -8,9 +9,5 @@ cd "$(dirname "$0")/.."
 .venv/bin/ruff format --check .
 .venv/bin/ruff check .
 .venv/bin/mypy
-.venv/bin/pytest "$@"
-# Hydra loads every launcher that is installed, at each start: last, and only for a run of everything.
-if [ $# -eq 0 ]; then
-    .venv/bin/python -m pip install --quiet --editable '.[joblib,submitit]'
-    .venv/bin/pytest tests/cli/test_launchers.py
-fi
+# Two workers of one thread each (tests/conftest.py): a small network gains nothing from more.
+.venv/bin/pytest -n 2 --dist worksteal "$@"

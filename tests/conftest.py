@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # on a GPU no two runs are the same to the bit
+os.environ["OMP_NUM_THREADS"] = "1"  # several tests at once, and a fork has no thread but its first
 
 from pathlib import Path
 

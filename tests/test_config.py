@@ -10,13 +10,13 @@ from commands import compose
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fpgm.cli.command import CONFIGS, quoted
-from fpgm.config import Config, differences, flatten
+from fpgm.cli.command import quoted
 from fpgm.criteria import CRITERIA
 from fpgm.errors import Error
+from fpgm.keys import CONFIGS, differences, flatten, suggestion
 from fpgm.networks.models import MODELS
 from fpgm.runs.grid import run_name
-from fpgm.typed import suggestion
+from fpgm.training.task import asked
 
 DEFAULTS = compose()
 
@@ -27,17 +27,18 @@ def options(group: str) -> list[str]:
 
 @pytest.mark.parametrize(
     "word",
-    [f"{g}={o}" for g in ("arch", "criterion", "schedule", "optimizer", "dataset")
+    [f"{g}={o}" for g in ("arch", "criterion", "schedule", "method", "optimizer", "dataset")
      for o in options(g)],
 )  # fmt: skip
 def test_every_file_in_configs_makes_a_valid_run(word: str) -> None:
     root = ["dataset.root=x"]
     extra = {"dataset=image_folder": root, "dataset=imagenet": root,
              "schedule=hard": ["pretrained=x"]}  # fmt: skip
-    config = Config.of(compose(word, *extra.get(word, [])))
+    config = asked(compose(word, *extra.get(word, [])))
     group, option = word.split("=")
     value = getattr(config, group)
-    if group != "optimizer":
+    value = value[option] if group == "method" else value
+    if group != "optimizer" and option != "printed":
         assert (value if isinstance(value, str) else value.name) == option
 
 
@@ -47,16 +48,16 @@ def test_every_network_and_criterion_is_offered_on_the_command_line() -> None:
 
 
 def test_defaults_are_the_papers_recipe() -> None:
-    c = Config.of(DEFAULTS)
+    c = asked(DEFAULTS)
     assert (c.epochs, c.batch_size, c.rate, c.arch) == (200, 128, 0.4, "resnet20")
     assert (c.criterion.name, c.schedule.name) == ("gm", "frozen")
     o = c.optimizer
     assert (o.lr, o.momentum, o.nesterov, o.weight_decay, o.gamma) == (0.1, 0.9, True, 5e-4, 0.2)
     assert [round(m * c.epochs) for m in o.milestones] == [60, 120, 160]
-    assert Config.of(compose("arch=resnet110")).optimizer.warmup_epochs == 1
-    vgg = Config.of(compose("arch=vgg16"))
+    assert asked(compose("arch=resnet110")).optimizer.warmup_epochs == 1
+    vgg = asked(compose("arch=vgg16"))
     assert (vgg.epochs, vgg.batch_size, vgg.optimizer.nesterov) == (160, 64, False)
-    assert Config.of(compose("optimizer=finetune")).optimizer.lr == 0.01
+    assert asked(compose("optimizer=finetune")).optimizer.lr == 0.01
 
 
 @pytest.mark.parametrize(
@@ -88,14 +89,14 @@ def test_bad_value_names_key_value_and_what_would_do(key: str, value: object, me
         node = node[part]
     node[last] = value
     with pytest.raises(Error) as caught:
-        Config.of(values)
+        asked(values)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_all_problems_are_reported_at_once() -> None:
     with pytest.raises(Error) as caught:
-        Config.of({**DEFAULTS, "rate": 2, "epochs": 0, "seed": "x"})
+        asked({**DEFAULTS, "rate": 2, "epochs": 0, "seed": "x"})
     assert [line.split("=")[0] for line in str(caught.value).splitlines()] == [
         "rate",
         "epochs",
@@ -105,12 +106,12 @@ def test_all_problems_are_reported_at_once() -> None:
 
 def test_hard_pruning_asks_for_a_trained_network() -> None:
     with pytest.raises(Error, match="pretrained=RUN_DIR"):
-        Config.of(compose("schedule=hard"))
+        asked(compose("schedule=hard"))
 
 
 def test_config_survives_being_written_and_read() -> None:
-    config = Config.of(DEFAULTS)
-    assert Config.of(config.as_dict()) == config
+    config = asked(DEFAULTS)
+    assert asked(config.as_dict()) == config
 
 
 @given(st.dictionaries(st.sampled_from("abc"), st.integers() | st.none(), max_size=3))

@@ -1,145 +1,208 @@
-"""What is shipped: it installs, runs anywhere, and keeps to its own structure."""
+"""The house: rooms in one order, files that stay readable, names where they belong."""
 
 from __future__ import annotations
 
 import ast
-import importlib.metadata
-import json
-import os
 import subprocess
 import sys
-import sysconfig
-import venv
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
-import fpgm
+from fpgm.criteria import CRITERIA
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "fpgm"
-PACKAGES = ("fpgm", "fpgm.report", "fpgm.study")
-NOTHING_OF_THE_PACKAGE = {
-    "typed",
-    "criteria",
-    "operations",
-    "atomic",
-    "layers",
-    "channels",
-    "study.settings",
+
+# A package imports only from those before it.
+ORDER = [
+    "errors", "keys", "page", "config", "networks", "machine", "graph", "data", "runs", "criteria",
+    "selection", "compaction", "shipping", "methods", "training", "cli", "report", "study",
+]  # fmt: skip
+
+FILES, LINES, FUNCTION, TOP, LEVELS = 12, 400, 50, 22, 10
+
+# What answers before torch is there: help, a run that is done, a report of many runs.
+WITHOUT_TORCH = {"errors", "keys", "page", "config", "runs.run", "runs.grid"}
+
+# Named for a role and not for a thing.
+ROLES = {"util", "utils", "helper", "helpers", "common", "base", "manager", "handler", "misc"}
+
+SCHEDULES = {path.stem for path in (ROOT / "configs" / "schedule").glob("*.yaml")}
+
+# What else bears a criterion's name: the public default, the papers' tables, norms, distances.
+OTHER_MEANINGS = {
+    ("selection.select", "gm"),
+    ("report.paper", "gm"),
+    ("report.paper", "l2"),
+    ("report.paper", "mix"),
+    ("selection.ranking", "l2"),
+    ("config", "l2"),
+    ("study.settings", "l2"),
+}
+# And a schedule's: the papers' tables, a method of Kendall's tau.
+OTHER_SCHEDULES = {
+    ("report.paper", "soft"),
+    ("report.paper", "frozen"),
+    ("study.agreement", "asymptotic"),
 }
 
 
-def imports(module: str, *, types_too: bool = True) -> set[str]:
-    """Names of modules that a file of the package imports, those of the package without prefix."""
-    tree = ast.parse((PACKAGE / f"{module.replace('.', '/')}.py").read_text())
+def name_of(path: Path) -> str:
+    """fpgm/graph/trace.py -> graph.trace, fpgm/graph/__init__.py -> graph, fpgm's own -> ''."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+FILE = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+MODULES = [name for name in FILE if name]
+
+
+@cache
+def tree(module: str) -> ast.Module:
+    return ast.parse(FILE[module].read_text())
+
+
+def imports(module: str, *, types_too: bool = True) -> Iterator[str]:
+    """Dotted names that a file imports, wherever in it. `from a import b` may be module or name."""
     skipped: set[ast.AST] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING" and not types_too:
+    for node in ast.walk(tree(module)):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test) and not types_too:
             skipped.update(ast.walk(node))
-    found: set[str] = set()
-    for node in (n for n in ast.walk(tree) if n not in skipped):
+    for node in ast.walk(tree(module)):
+        if node in skipped:
+            continue
         if isinstance(node, ast.Import):
-            found.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module in (
-            "fpgm",
-            "fpgm.report",
-            "fpgm.study",
-        ):
-            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            found.add(str(node.module))
-    return {name.removeprefix("fpgm.") for name in found}
+            assert node.level == 0, f"{module}: imports are absolute"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-MODULES = sorted(
-    ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
-    for path in PACKAGE.rglob("*.py")
-    if path.stem not in ("__init__", "__main__")
-)
+def modules_imported(module: str) -> set[str]:
+    """Files of the package that a file needs when it runs."""
+    needed = set()
+    for name in imports(module, types_too=False):
+        parts = name.split(".")
+        if parts[0] == "fpgm":
+            candidates = (".".join(parts[1:end]) for end in range(len(parts), 1, -1))
+            needed.update([next((name for name in candidates if name in MODULES), "")])
+    return needed - {"", module}
 
 
-def test_modules_import_only_what_the_design_allows() -> None:
-    own = {module: imports(module) & set(MODULES) for module in MODULES}
-    for module in NOTHING_OF_THE_PACKAGE:
-        assert own[module] == set(), module
+def room(module: str) -> str:
+    return module.split(".")[0]
+
+
+def rooms_imported() -> dict[str, set[str]]:
+    """Room -> other rooms that it imports from, also for types alone."""
+    arrows: dict[str, set[str]] = {room(module): set() for module in MODULES}
     for module in MODULES:
-        outside = {name.split(".")[0] for name in imports(module)}
-        if module not in ("cli", "explanation"):
-            assert not outside & {"hydra", "omegaconf"}, module
-            assert "cli" not in own[module]
-    assert own["config"] == {"typed"}
-    assert own["graph"] == {"operations", "overwriting"}
-    assert "graph" in own["selection"]
-    assert own["followers"] == {"graph", "operations"}
-    assert own["ranking"] == {"coupling"}
-    assert own["evidence"] == {"followers", "graph"}
-    assert "train" not in set().union(*(own[m] for m in MODULES if m != "cli"))
-    assert not imports("result", types_too=False) & {"torch", "counting", "train"}
-    # What a study shows is made of its plain data alone.
-    shown = {f"study.{name}" for name in ("findings", "summary", "sections", "layers", "plots")}
-    for module in shown:
-        assert own[module] <= shown | {"page", "report.plots"}, module
-    assert not imports("study.examine") & {"page", "study.sections", "matplotlib", "argparse"}
-    without_torch = shown | {m for m in MODULES if m.startswith("report.")}
-    assert not any("torch" in imports(module) for module in without_torch)
+        inside = (name.split(".") for name in imports(module) if name.startswith("fpgm."))
+        arrows[room(module)].update(parts[1] for parts in inside if parts[1] in arrows)
+    return {name: others - {name} for name, others in arrows.items()}
+
+
+def strings(module: str) -> Iterator[str]:
+    """The quoted words of a file."""
+    for node in ast.walk(tree(module)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+
+
+def test_a_package_imports_only_from_those_above_it() -> None:
+    wrong = [
+        f"{name} imports {other}"
+        for name, others in rooms_imported().items()
+        for other in sorted(others)
+        if ORDER.index(other) >= ORDER.index(name)
+    ]
+    assert not wrong
+
+
+def test_the_top_of_the_package_is_the_list_of_rooms() -> None:
+    assert sorted(set(map(room, MODULES)) - set(ORDER)) == []
+    assert len(set(map(room, MODULES))) <= TOP
+
+
+def test_rooms_stand_on_few_levels() -> None:
+    level: dict[str, int] = {}
+    waiting = rooms_imported()
+    while waiting:
+        ready = [name for name, others in waiting.items() if others <= set(level)]
+        assert ready, f"a circle among {sorted(waiting)}"
+        for name in ready:
+            level[name] = 1 + max((level[other] for other in waiting[name]), default=0)
+        for name in ready:
+            del waiting[name]
+    assert max(level.values()) <= LEVELS, level
 
 
 def test_imports_make_no_circle() -> None:
-    own = {module: imports(module, types_too=False) & set(MODULES) for module in MODULES}
-    while own:
-        free = [module for module, needs in own.items() if not needs & set(own)]
-        assert free, f"a circle among {sorted(own)}"
+    waiting = {module: modules_imported(module) for module in MODULES}
+    while waiting:
+        free = [module for module, needs in waiting.items() if not needs & set(waiting)]
+        assert free, f"a circle among {sorted(waiting)}"
         for module in free:
-            del own[module]
+            del waiting[module]
 
 
-def test_files_and_functions_stay_readable() -> None:
-    for module in MODULES:
-        text = (PACKAGE / f"{module.replace('.', '/')}.py").read_text()
-        assert len(text.splitlines()) <= 250, module
-        for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.FunctionDef):
-                length = (node.end_lineno or 0) - node.lineno + 1
-                # report() is one dictionary literal: its lines are the schema.
-                limit = 75 if (module, node.name) == ("result", "report") else 50
-                assert length <= limit, f"{module}.{node.name}"
+def test_packages_and_files_stay_small() -> None:
+    folders = [PACKAGE, *(path for path in PACKAGE.rglob("*") if path.is_dir())]
+    wrong = [str(f) for f in folders if len(list(f.glob("*.py"))) > FILES]
+    wrong += [f for f, path in FILE.items() if len(path.read_text().splitlines()) > LINES]
+    assert not wrong
 
 
-def test_public_names_of_the_readme_are_there() -> None:
-    for name in fpgm.__all__:
-        assert getattr(fpgm, name) is not None
-        assert name in dir(fpgm)
+def test_functions_stay_readable() -> None:
+    lengths = {
+        f"{module}.{node.name}": (node.end_lineno or 0) - node.lineno + 1
+        for module in FILE
+        for node in ast.walk(tree(module))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+    # One dictionary literal: its lines are the schema.
+    assert lengths.pop("training.result.report", 0) <= 75
+    assert {name: lines for name, lines in lengths.items() if lines > FUNCTION} == {}
 
 
-def test_versions_agree() -> None:
-    assert importlib.metadata.version("fpgm") == fpgm.__version__
+def test_no_file_is_named_for_a_role() -> None:
+    parts = {part for module in MODULES for part in module.split(".")}
+    assert not parts & ROLES
 
 
-def test_configs_are_found_from_a_checkout_in_any_directory(tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    words = [sys.executable, "-m", "fpgm.cli", "--cfg", "job", "dataset=digits"]
-    out = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
+def test_only_the_command_line_knows_hydra() -> None:
+    hydra = {"hydra", "omegaconf"}
+    users = {room(m) for m in MODULES if hydra & {name.split(".")[0] for name in imports(m)}}
+    assert users == {"cli"}
+
+
+def test_what_answers_at_once_does_so_without_torch() -> None:
+    rooms = [m for m in MODULES if m in WITHOUT_TORCH or room(m) == "report"]
+    rooms.remove("report.__main__")
+    code = "import importlib, sys; sys.modules['torch'] = None\n"
+    code += "".join(f"importlib.import_module('fpgm.{name}')\n" for name in rooms)
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert out.returncode == 0, out.stderr
-    assert "name: digits" in out.stdout
 
 
-def test_wheel_installs_into_a_fresh_environment_and_runs(tmp_path: Path) -> None:
-    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "-o", str(tmp_path)]
-    subprocess.run([*build, str(ROOT)], check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    home = tmp_path / "venv"
-    venv.create(home, with_pip=True)
-    python = home / "bin" / "python"
-    install = [python, "-m", "pip", "install", "-q", "--no-deps", "--no-index", str(wheel)]
-    subprocess.run(install, check=True)
-    # The dependencies are gigabytes: borrow them from here, but not this checkout's fpgm, which an
-    # editable install brings in by a .pth file that a borrowed directory does not run.
-    (site,) = (home / "lib").glob("python*/site-packages")
-    (site / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    where = subprocess.run(
-        [python, "-c", "import fpgm; print(fpgm.__file__)"],
-        cwd=tmp_path, check=True, capture_output=True, text=True,
-    )  # fmt: skip
-    assert Path(where.stdout.strip()).is_relative_to(home)
-    words = [home / "bin" / "fpgm-train", "dataset=digits", "epochs=1", "hydra.run.dir=r"]
-    subprocess.run(words, cwd=tmp_path, check=True, capture_output=True)
-    assert json.loads((tmp_path / "r" / "report.json").read_text())["status"] == "done"
+def test_criteria_are_known_by_name_only_in_their_room() -> None:
+    places = {
+        (module, word)
+        for module in MODULES
+        if room(module) != "criteria"
+        for word in strings(module)
+        if word in CRITERIA
+    }
+    assert sorted(places - OTHER_MEANINGS) == []
+
+
+def test_schedules_are_known_by_name_only_in_their_room() -> None:
+    places = {
+        (module, word)
+        for module in MODULES
+        if room(module) != "methods"
+        for word in strings(module)
+        if word in SCHEDULES
+    }
+    assert sorted(places - OTHER_SCHEDULES) == []

@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 
 
+@pytest.mark.slow
 def test_training_bench_measures_every_part_of_both_loops() -> None:
     words = ["images=192", "repeats=1", "batch_size=32", "workers=1"]
     command = [sys.executable, str(SCRIPTS / "bench_training.py"), *words]

@@ -5,8 +5,21 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.models import (
+    densenet,
+    efficientnet,
+    mobilenetv2,
+    mobilenetv3,
+    resnet,
+    shufflenetv2,
+    squeezenet,
+)
+from torchvision.models import regnet as regnets
+from torchvision.models.convnext import CNBlockConfig, ConvNeXt
+from torchvision.models.googlenet import GoogLeNet
 
 import fpgm
+from fpgm.compaction.compact import equivalence
 
 
 def randomised(model: nn.Module, seed: int, dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -22,9 +35,17 @@ def randomised(model: nn.Module, seed: int, dtype: torch.dtype = torch.float32) 
     return model.to(dtype).eval()
 
 
-def random_keep(model: nn.Module, rate: float, seed: int) -> dict[str, Tensor]:
+def random_keep(
+    model: nn.Module, rate: float, seed: int, residual: str = "independent"
+) -> dict[str, Tensor]:
     """Each prunable convolution loses floor(N * rate) filters, but never all, at random."""
-    return fpgm.select(model, "random", rate, seed=seed)
+    return fpgm.select(model, "random", rate, residual=residual, seed=seed)
+
+
+def error(full: nn.Module, small: nn.Module, x: Tensor) -> float:
+    """How far two networks lie apart, of the largest output."""
+    measured = equivalence(full, small, x)
+    return measured["max_abs_diff"] / measured["max_abs_logit"]
 
 
 def zeroed(seed: int, rate: float, model: nn.Module, dtype: torch.dtype = torch.float32):
@@ -154,3 +175,72 @@ class Mysterious(nn.Module):
         x = self.twice(self.twice(x))
         x = self.grouped(self.fed(x))
         return self.head(x).mean((2, 3))
+
+
+class Gated(nn.Module):
+    """Channels that another convolution's channels are multiplied by."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 6, 3, padding=1)
+        self.norm = nn.BatchNorm2d(6)
+        self.gate = nn.Conv2d(6, 6, 1)
+        self.b = nn.Conv2d(6, 4, 3, padding=1)
+        self.fc = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.silu(self.norm(self.a(x)))
+        x = x * self.gate(F.adaptive_avg_pool2d(x, 1)).sigmoid()
+        return self.fc(self.b(x).mean((2, 3)))
+
+
+class Standard(nn.Conv2d):
+    """Its weight is standardised at each call, as in NFNets: no layer but a function is called."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = self.weight.reshape(1, self.out_channels, -1)
+        weight = F.batch_norm(flat, None, None, training=True).reshape_as(self.weight)
+        return F.conv2d(x, weight, self.bias, self.stride, self.padding, groups=self.groups)
+
+
+class Functional(nn.Module):
+    """Convolutions and products that are called as functions, beside one that is a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = Standard(3, 8, 3, padding=1)
+        self.plain = nn.Conv2d(8, 12, 3, stride=2)
+        self.grouped = Standard(12, 8, 3, groups=2)
+        self.kernel = nn.Parameter(torch.randn(6, 8, 1, 1))
+        self.table = nn.Parameter(torch.randn(6, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.grouped(F.relu(self.plain(F.relu(self.stem(x)))))
+        x = F.relu(F.conv2d(x, self.kernel))
+        return F.linear(x.mean((2, 3)) @ self.table, self.table) @ self.table
+
+
+# The families of torchvision, a few blocks of each: all that their full sizes have, in a hundredth
+# of the time.
+FAMILIES = {
+    "resnet": lambda: resnet.ResNet(resnet.BasicBlock, [2, 1, 1, 1], 10),
+    "bottleneck": lambda: resnet.ResNet(resnet.Bottleneck, [1, 1, 1, 1], 10, width_per_group=16),
+    "densenet": lambda: densenet.DenseNet(8, (2, 2, 2), 16, num_classes=10),
+    "googlenet": lambda: GoogLeNet(10, aux_logits=False, init_weights=False),
+    "mobilenet_v2": lambda: mobilenetv2.MobileNetV2(10, width_mult=0.25),
+    "mobilenet_v3": lambda: mobilenetv3.mobilenet_v3_small(num_classes=10, width_mult=0.25),
+    "efficientnet": lambda: efficientnet.EfficientNet(
+        efficientnet._efficientnet_conf("efficientnet_b0", width_mult=0.25, depth_mult=0.3)[0],
+        0.2,
+        num_classes=10,
+        last_channel=32,
+    ),
+    "regnet": lambda: regnets.RegNet(
+        regnets.BlockParams.from_init_params(4, 16, 16.0, 2.0, 8, se_ratio=0.25), 10
+    ),
+    "shufflenet": lambda: shufflenetv2.ShuffleNetV2([2, 1, 1], [24, 16, 32, 64, 64], 10),
+    "convnext": lambda: ConvNeXt(
+        [CNBlockConfig(16, 32, 1), CNBlockConfig(32, None, 1)], num_classes=10
+    ),
+    "squeezenet": lambda: squeezenet.SqueezeNet("1_0", 10),
+}

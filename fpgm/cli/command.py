@@ -1,6 +1,6 @@
 """`fpgm-train`: words in, one typed Config out, errors in a line. Hydra stays here.
 
-Nothing heavy at import: help and shell completion must answer at once.
+Nothing heavy at import: help, shell completion and the result of a run that is done come at once.
 """
 
 from __future__ import annotations
@@ -10,26 +10,34 @@ import logging
 import os
 import re
 import sys
-from dataclasses import replace
+import traceback
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-import fpgm
-from fpgm.cli.explain import CONFIGS, explain
-from fpgm.config import Config
+from fpgm.cli import completion
+from fpgm.cli.explain import explain
+from fpgm.errors import Error
+from fpgm.keys import CONFIGS
+from fpgm.machine import processes
 from fpgm.runs import grid
 from fpgm.runs.baseline import find_baseline
+from fpgm.runs.run import Run, result_of
 
 if TYPE_CHECKING:
-    from fpgm.runs.run import Run
-
+    from fpgm.config import Config
+    from fpgm.machine.ranks import Ranks
 
 _PATHS = ("pretrained", "dataset.root", "hydra.run.dir", "hydra.sweep.dir")
+# main() sets HYDRA_FULL_ERROR for Hydra; what the user has set is kept here, for the jobs of a
+# launcher too, which run in processes of their own.
+_TRACEBACK = "FPGM_TRACEBACK"
 
 
 def quoted(word: str) -> str:
@@ -57,144 +65,115 @@ for _index, _resolver in enumerate(("sweep_name", "job_name")):
         _resolver, lambda words, rows, i=_index: grid.place(words, rows)[i], replace=True
     )
 
-RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-
-# The jobs of a sweep may run in other processes, on other machines even: what failed is written
-# where all of them can, beside where the command was started.
-_LEDGER = "FPGM_FAILURES"
-_unwritten: list[str] = []  # where the ledger cannot be: what failed in this process
-_with_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"  # before main() sets it for Hydra
-
 
 @hydra.main(config_path=str(CONFIGS), config_name="config", version_base="1.3")
-def job(words: DictConfig) -> None:
-    """One run. An error is printed and remembered, so that the other jobs of a sweep go on."""
+def job(composed: DictConfig) -> None:
+    """One run. An error is printed at once; in a sweep Hydra hands it on to the sweeper, which goes
+    on with the others."""
     directory = _output_directory()
     try:
-        run_job(words, directory)
+        run_job(OmegaConf.to_container(composed, resolve=True), directory)  # type: ignore[arg-type]
     except Exception as error:
-        if _with_traceback:
-            raise
         line = explain(error)
-        print(f"rank {RANK}: {line}" if RANK else line, file=sys.stderr)
-        if _sweeping() and not RANK and directory.is_dir() and not any(directory.iterdir()):
+        if os.environ.get(_TRACEBACK) == "1":
+            traceback.print_exc()
+        print(f"{processes.speaker()}{line}", file=sys.stderr)
+        empty = directory.is_dir() and not any(directory.iterdir())
+        if _sweeping() and processes.first() and empty:
             (directory / "train.log").write_text(f"ERROR {line}\n")  # before there was a run
-        if WORLD > 1:
-            # The others may wait for this one in the middle of the job: none begins the next.
-            _remember("")
-            sys.exit(1)
-        if not _remember(f"{directory}: {line}" if _sweeping() else ""):
-            raise  # the launcher hands it to main(), if to nobody else
         with contextlib.suppress(OSError):
             directory.rmdir()  # Hydra made it; nothing was written into it yet
+        if _sweeping() and processes.alone():
+            raise Error(f"{directory}: {line}".replace("\n", "; ")) from None
+        # Of several processes the others may wait for this one: none begins the next run.
+        sys.exit(1)
 
 
-def run_job(words: DictConfig, directory: Path) -> None:
+def run_job(values: dict[str, Any], directory: Path) -> None:
     """Print the result of a run that is done, or train it from where it stands."""
-    from fpgm.runs.run import Run
-    from fpgm.training.result import result_line, table
-
-    config = Config.of(OmegaConf.to_container(words, resolve=True))  # type: ignore[arg-type]
-    if config.pretrained == "baseline":
+    finished = processes.alone() and (directory / "report.json").exists()
+    if not finished:
+        _asked(values)  # a mistake in the words is told before a baseline is looked for
+    if values.get("pretrained") == "baseline":
         given = HydraConfig.get().overrides
         place = [word for word in given.hydra if word.startswith("hydra.sweep.dir=")]
-        baseline = find_baseline(directory, config.as_dict(), [*given.task, *place])
-        config = replace(config, pretrained=str(baseline))
-    if RANK:
-        follow(config, directory)
+        values["pretrained"] = str(find_baseline(directory, values, [*given.task, *place]))
+    report = result_of(directory, values) if finished else None  # at once: no torch is needed
+    if report is not None:
+        _show(report, directory)
         return
-    sweep = _sweeping()
-    with Run(directory, config.as_dict(), keep_failed=sweep) as run:
-        report = run.report
-        if report is not None:
-            shown = result_line(report) if sweep else table(report, str(directory))
-            print(f"{directory} is done already", shown, sep=": " if sweep else "\n", flush=True)
-            if WORLD == 1:
-                return
+    config = _asked(values)
+    with Run(directory, config.as_dict(), _sweeping(), processes.first()) as run:
+        if run.report is not None:
+            _show(run.report, directory)
         try:
-            lead(config, run, done=report is not None)
+            from fpgm.machine.ranks import together
+
+            together(config.device, partial(train, config, run), wanted=run.report is None)
         except Exception as error:
             run.note_failure(explain(error))
             raise
 
 
-def lead(config: Config, run: Run, done: bool) -> None:
-    """Train, and tell the other processes, if there are any, whether there is anything to do."""
-    from fpgm.machine.ranks import from_first, join
-    from fpgm.training.loop import train
+def train(config: Config, run: Run, ranks: Ranks) -> None:
+    """Prepare, train, finish: the run from where it stands to its report."""
+    from fpgm.training import loop
+    from fpgm.training.finish import finish
     from fpgm.training.result import table
+    from fpgm.training.task import prepare
 
-    ranks = join(config.device)
-    if from_first(not done, ranks):
-        trained = train(config, run, ranks)
-        assert trained is not None
-        logging.getLogger("fpgm").info(table(trained, str(run.directory)))
-    from_first(None, ranks)  # the others wait for the report
+    task = prepare(config, run.directory, ranks)
+    loop.train(task, run)
+    if ranks.first:
+        report = finish(task, run)
+        logging.getLogger("fpgm").info(table(report, str(run.directory)))
 
 
-def follow(config: Config, directory: Path) -> None:
-    """The part of the processes that torchrun starts beside the first: they write nothing."""
-    from fpgm.machine.ranks import from_first, join
-    from fpgm.runs.run import Run
-    from fpgm.training.loop import train
+def _asked(values: dict[str, Any]) -> Config:
+    from fpgm.training.task import asked  # torch: a run that is done need not wait for it
 
-    logging.getLogger("fpgm").setLevel(logging.ERROR)
-    ranks = join(config.device)
-    if from_first(None, ranks):
-        train(config, Run(directory, config.as_dict()), ranks)
-    from_first(None, ranks)
+    return asked(values)
+
+
+def _show(report: dict[str, Any], directory: Path) -> None:
+    from fpgm.training.result import result_line, table
+
+    shown = result_line(report) if _sweeping() else table(report, str(directory))
+    print(f"{directory} is done already", shown, sep=": " if _sweeping() else "\n", flush=True)
 
 
 def main() -> None:
     """Entry point. Exit status: 0 done, 1 an error in one line, 130 interrupted."""
     if sys.argv[1:] == ["--version"]:
-        print(f"fpgm {fpgm.__version__}")
+        print(f"fpgm {version('fpgm')}")
         return
     sys.argv[1:] = map(quoted, sys.argv[1:])
+    completion.offer_choices()
+    os.environ[_TRACEBACK] = os.environ.get("HYDRA_FULL_ERROR", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra's own errors come through to here
-    os.environ[_LEDGER] = os.path.abspath(f".fpgm-failures-{os.getpid()}")
-    status = 0
     try:
         job()
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("\ninterrupted: the same command goes on after the last epoch", file=sys.stderr)
-        status = 130
+        _list(stop.args)
+        sys.exit(130)
+    except grid.FailedRunsError as failures:
+        _list(failures.args)
+        sys.exit(1)
     except Exception as error:
-        if _with_traceback:
+        if os.environ[_TRACEBACK] == "1":
             raise
         print(explain(error), file=sys.stderr)
-        status = 1
-    finally:
-        failures = _failures()
-    if any(failures):
-        print("failed:", *failures, sep="\n  ", file=sys.stderr)
-    if status or failures:
-        sys.exit(status or 1)
-    if WORLD > 1:
+        sys.exit(1)
+    if not processes.alone():
         from fpgm.machine.ranks import leave
 
         leave()
 
 
-def _remember(failure: str) -> bool:
-    """Note a failed job for main(). False where that is another process and cannot be told."""
-    line = failure.replace("\n", "; ")
-    try:
-        with open(os.environ[_LEDGER], "a") as file:
-            file.write(line + "\n")
-    except OSError:  # a directory that is not to be written to, a full disk
-        if not os.environ[_LEDGER].endswith(f"-{os.getpid()}"):
-            return False
-        _unwritten.append(line)
-    return True
-
-
-def _failures() -> list[str]:
-    """What the jobs have remembered, and the ledger removed."""
-    path = Path(os.environ[_LEDGER])
-    lines = path.read_text().splitlines() if path.exists() else []
-    path.unlink(missing_ok=True)
-    return lines + _unwritten
+def _list(failures: tuple[str, ...]) -> None:
+    if failures:
+        print("failed:", *failures, sep="\n  ", file=sys.stderr)
 
 
 def _sweeping() -> bool:

@@ -16,9 +16,8 @@ from hydra.errors import (
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fpgm.config import CONFIGS, flatten
 from fpgm.errors import Error
-from fpgm.typed import suggestion
+from fpgm.keys import CONFIGS, flatten, suggestion
 
 
 def explain(error: Exception) -> str:
@@ -29,7 +28,12 @@ def explain(error: Exception) -> str:
         return f"{group}={given}: choose one of {', '.join(error.options)}"
     if isinstance(error, ConfigCompositionException):
         key = getattr(cause, "full_key", None) or _quoted(str(error))
-        return f"{key}: no such key, {suggestion(key, _keys())}" if key else str(error)
+        if not key:
+            return str(error)
+        keys, (group, _, option) = _keys(), key.partition(".")
+        if key in keys and option:  # of another choice than the one made
+            return f"{key}: the chosen {group} has no such key, see fpgm-train {group}=NAME --help"
+        return f"{key}: no such key, {suggestion(key, keys)}"
     if isinstance(error, OverrideParseException):
         return f"{error.override}: not understood, write key=value, for example rate=0.4"
     if isinstance(error, OSError) and error.filename is not None:

@@ -7,24 +7,25 @@ from pathlib import Path
 import torch
 from torch import Tensor, fx, nn
 
-from fpgm.compaction.rewriting import Keep, Rewriter
+from fpgm.compaction.constants import Keep, analyse
+from fpgm.compaction.rewriting import rewrite
 from fpgm.errors import CheckpointError
-from fpgm.graph.trace import evaluating, exact, trace
+from fpgm.graph.trace import trace
 from fpgm.networks.models import model as build_model
+from fpgm.networks.modes import evaluating, exact
 from fpgm.runs.checkpoint import read
 
 
-def compact(model: nn.Module, keep: Keep, emit: Keep | None = None) -> fx.GraphModule:
+def compact(model: nn.Module, keep: Keep, ballast: Keep | None = None) -> fx.GraphModule:
     """The function of `model` with the filters outside `keep` zeroed, without those filters.
 
     keep: convolution -> indices of kept filters; convolutions it does not name are kept whole;
-    emit: filters that stay as zeros beside those kept, where that runs faster (shipping.tuning).
+    ballast: filters that stay as zeros beside those kept, where that runs faster (shipping.tuning).
     Returns a new network in eval mode and leaves `model` as it is. Raises GraphError where `keep`
     names what cannot be pruned and where the network cannot be traced.
     """
-    rewriter = Rewriter(trace(model), keep, emit)
-    small = rewriter.run()
-    for name, attribute in dict.fromkeys(rewriter.foldings):
+    small, foldings = rewrite(analyse(trace(model), keep, ballast))
+    for name, attribute in dict.fromkeys(foldings):
         module = small.get_submodule(name)
         if not getattr(module, attribute).any():
             setattr(module, attribute, None)
@@ -48,9 +49,9 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     if shapes == {name: value.shape for name, value in saved["state_dict"].items()}:
         model.load_state_dict(saved["state_dict"])
         return model.eval()
-    rewriter = Rewriter(trace(model), saved["keep"], saved.get("emit"))
-    small = rewriter.run()
-    for name, attribute in rewriter.foldings:
+    small, foldings = rewrite(analyse(trace(model), saved["keep"], saved.get("ballast")))
+    # Those that were all zero were dropped before it was saved.
+    for name, attribute in foldings:
         if f"{name}.{attribute}" not in saved["state_dict"]:
             setattr(small.get_submodule(name), attribute, None)
     try:

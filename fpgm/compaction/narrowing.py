@@ -9,19 +9,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from fpgm.compaction.constants import Channels
+from fpgm.compaction.constants import Channels, bias, pads_zeros
 from fpgm.networks.layers import BorderConv2d
 
 
 def convolution(
-    old: nn.Conv2d, inputs: Channels, keep: Tensor, emitted: Tensor
+    old: nn.Conv2d, inputs: Channels, kept: Tensor, emitted: Tensor, carrier: int | None
 ) -> tuple[nn.Conv2d, list[str]]:
     """The filters `emitted` over the live inputs, and what its absent inputs add folded in.
 
-    Filters that are emitted but not in `keep` are zero. Also returns the attributes that hold
+    Filters that are emitted but not `kept` are zero. Also returns the attributes that hold
     nothing but folded constants. Zeros around the image make a constant differ at the borders:
-    then it goes into the weight of an input that is itself constant, where there is one, and else
-    becomes a map; without such zeros it becomes a bias.
+    then it goes into the weight of the input `carrier`, that is itself constant, where there is
+    one, and else becomes a map; without such zeros it becomes a bias.
     """
     bordered = not inputs.whole and pads_zeros(old)
     folded = not inputs.whole and not bordered
@@ -38,15 +38,16 @@ def convolution(
         **options,
     )
     assert isinstance(new, nn.Conv2d)
-    alive = torch.isin(emitted, keep)[:, None, None, None]
+    alive = torch.isin(emitted, kept)[:, None, None, None]
     weight = old.weight[emitted] * alive
     new.weight.copy_(weight[:, inputs.live])
+    # What the absent inputs add at each place of the kernel; a pixel inside gets the sum of these.
     kernel = (weight.double() * inputs.absent[:, None, None]).sum(1, keepdim=True)
     if new.bias is not None:
         new.bias.copy_(bias(old)[emitted] + (kernel.sum((1, 2, 3)) if folded else 0))
     if bordered:
-        carrier = _carrier(inputs)
         if carrier is not None:
+            # It is padded with the same zeros, so its weight has the borders right, too.
             value = inputs.constant[inputs.live[carrier]]
             new.weight[:, carrier] += (kernel[:, 0] / value).to(old.weight.dtype)
             kernel = torch.zeros_like(kernel)
@@ -55,11 +56,11 @@ def convolution(
     return new, ["bias"] if folded and old.bias is None else []
 
 
-def depthwise(old: nn.Conv2d, keep: Tensor, emitted: Tensor) -> nn.Conv2d:
+def depthwise(old: nn.Conv2d, kept: Tensor, emitted: Tensor) -> nn.Conv2d:
     """The filters `emitted` of a depthwise convolution, over as many inputs; zero if not kept."""
     new = copy.deepcopy(old)
     new.in_channels = new.out_channels = new.groups = len(emitted)
-    alive = torch.isin(emitted, keep)[:, None, None, None]
+    alive = torch.isin(emitted, kept)[:, None, None, None]
     new.weight = nn.Parameter(old.weight[emitted] * alive)
     if old.bias is not None:
         new.bias = nn.Parameter(old.bias[emitted].clone())
@@ -78,38 +79,11 @@ def norm(old: nn.BatchNorm1d | nn.BatchNorm2d, inputs: Channels) -> nn.BatchNorm
 
 def linear(old: nn.Linear, inputs: Channels) -> tuple[nn.Linear, list[str]]:
     """All outputs over the live inputs, constants folded into the bias. Returns as convolution."""
+    if inputs.whole:
+        return copy.deepcopy(old), []
     options: dict[str, Any] = {"device": old.weight.device, "dtype": old.weight.dtype}
     new = skip_init(nn.Linear, len(inputs.live), old.out_features, **options)
     assert isinstance(new, nn.Linear)
     new.weight.copy_(old.weight[:, inputs.live])
     new.bias.copy_(bias(old) + old.weight.double() @ inputs.absent)
     return new, ["bias"] if old.bias is None else []
-
-
-def bias(layer: nn.Conv2d | nn.Linear) -> Tensor:
-    """The bias of a layer, zeros where it has none. (N,)"""
-    return layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias
-
-
-def written(layer: nn.Conv2d, keep: Tensor, emitted: Tensor) -> Channels:
-    """What the filters of a convolution write: those outside `keep`, being zero, their bias."""
-    constant = bias(layer).detach().double().index_fill(0, keep, torch.nan)
-    return Channels(layer.out_channels, emitted, constant)
-
-
-def _carrier(inputs: Channels) -> int | None:
-    """Which live input is constant and can stand for the absent ones, None if there is none.
-
-    The largest; one that is small beside them would cost digits.
-    """
-    values = inputs.constant[inputs.live].abs().nan_to_num(0)
-    if not len(values) or values.max() <= 1e-2 * inputs.absent.abs().max():
-        return None
-    return int(values.argmax())
-
-
-def pads_zeros(conv: nn.Module) -> bool:
-    """Whether the kernel ever reaches into zeros around the image."""
-    assert isinstance(conv, nn.Conv2d)
-    padding = (0, 0) if conv.padding == "valid" else conv.padding
-    return conv.padding_mode == "zeros" and any(padding if isinstance(padding, tuple) else (1,))

@@ -1,245 +1,124 @@
 """The compact network, written node by node beside the traced original.
 
-A zeroed filter still says something: through its BatchNorm it emits a constant. So every tensor
-carries, besides the channels that are still computed (live), the constant value of each channel
-that is not. Elementwise operations map constants to constants, an add merges live channels, and
-whoever reads constants folds them in: a linear layer into its bias, a zero-padded convolution as
-one map that does not depend on the image, so that the borders are right too.
+What each node has and what its readers need is known beforehand (constants.analyse); here layers
+get narrower, Picks and Expands stand where the analysis says, and nothing is overwritten any more.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
 from operator import attrgetter
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from fpgm.compaction import narrowing
-from fpgm.compaction.constants import Channels, Expansion
+from fpgm.compaction.constants import Analysis
 from fpgm.graph import operations as ops
-from fpgm.graph.overwriting import inplace, out_of_place
-from fpgm.graph.trace import ChannelGraph
 from fpgm.networks.layers import Expand, Pick
 
-Keep = Mapping[str, Tensor]
+Folding = tuple[str, str]  # module, and its attribute that holds nothing but folded constants
 
 
-class Rewriter:
-    """Walks a traced network once and writes the compact one beside it.
+def rewrite(analysis: Analysis) -> tuple[fx.GraphModule, list[Folding]]:
+    """The compact network, in eval mode, every folding still in place, and which there are.
 
-    emit: convolution -> filters that the compact network has beyond those in `keep`, as zeros:
-    they cost MACs, and save an Expand or make a width that runs faster (see fpgm.shipping.tuning).
-    `foldings` names the (module, attribute) pairs that hold nothing but folded constants; they
-    may be dropped where all of these are zero.
+    A folding may be dropped where all of it is zero.
     """
+    return _Rewriter(analysis).run()
 
-    def __init__(self, graph: ChannelGraph, keep: Keep, emit: Keep | None = None) -> None:
-        self.graph = graph
-        self.old: dict[str, nn.Module] = dict(graph.module.named_modules())
-        self.keep = graph.checked(keep)
-        self.emit = graph.checked(emit or {})
-        self.foldings: list[tuple[str, str]] = []
-        self.expansions: list[Expansion] = []
-        self.channels: dict[fx.Node, Channels | None] = {}  # None: not known, at full width
+
+class _Rewriter:
+    def __init__(self, analysis: Analysis) -> None:
+        self._analysis = analysis
+        self._graph = analysis.graph
+        self._old: dict[str, nn.Module] = dict(analysis.graph.module.named_modules())
+        self._foldings: list[Folding] = []
         self._new = fx.Graph()
         self._parts: dict[str, Any] = {}  # modules and tensors of the new network
         self._node: dict[fx.Node, fx.Node] = {}  # old -> new
 
     @torch.no_grad()
-    def run(self) -> fx.GraphModule:
-        """The compact network, in eval mode, every folding still in place."""
-        rules: dict[str, Callable[[fx.Node], Channels | None]] = {
-            ops.CONV: self._conv,
-            ops.DEPTHWISE: self._depthwise,
-            ops.NORM: self._norm,
-            ops.LINEAR: self._linear,
-            ops.ADD: self._merge,
-            ops.MUL: self._merge,
-            ops.CAT: self._cat,
-            ops.PAD: self._pad,
-            ops.ELEMENTWISE: self._elementwise,
-            ops.POOL: self._copied,
-            ops.SLICE: self._copied,
-            ops.FLATTEN: self._copied,
-        }
-        for node, kind in self.graph.kinds.items():
-            self.channels[node] = rules.get(kind, self._opaque)(node)
-            for overwritten in self.graph.overwritten.get(node, ()):
+    def run(self) -> tuple[fx.GraphModule, list[Folding]]:
+        for node, kind in self._graph.kinds.items():
+            if kind == ops.PAD and self._analysis.flow.written[node] is not None:
+                # Channels appended as constants: nobody has to hold them, the node goes.
+                self._node[node] = self._node[node.all_input_nodes[0]]
+            else:
+                self._copy(node, self._narrowed(node, kind))
+            for overwritten in self._graph.overwritten.get(node, ()):
                 # Nothing is overwritten in the new network, so whoever reads the argument from
                 # here on must be given the result.
                 self._node[overwritten] = self._node[node]
-                self.channels[overwritten] = self.channels[node]
         small = fx.GraphModule(self._parts, self._new).eval()
-        trained = {name: p.requires_grad for name, p in self.graph.module.named_parameters()}
+        trained = {name: p.requires_grad for name, p in self._graph.module.named_parameters()}
         for name, parameter in small.named_parameters():
             parameter.requires_grad_(trained.get(name, parameter.requires_grad))
-        return small
+        return small, self._foldings
 
-    def _conv(self, node: fx.Node) -> Channels:
-        name, old, keep, emitted = self._filters(node)
-        inputs = self.inputs(node, old.in_channels)
-        new, folded = narrowing.convolution(old, inputs, keep, emitted)
-        self.foldings += [(name, attribute) for attribute in folded]
-        self._copy(node, new)
-        return narrowing.written(old, keep, emitted)
-
-    def _depthwise(self, node: fx.Node) -> Channels:
-        _, old, keep, emitted = self._filters(node)
-        self.channels[node.all_input_nodes[0]] = self.inputs(node, old.in_channels)
-        # A constant that is still read becomes an image here: that channel must be there.
-        new = narrowing.depthwise(old, keep, emitted)
-        self._copy(node, new, lambda n: self._widened(n, emitted, node))
-        return narrowing.written(old, keep, emitted)
-
-    def _filters(self, node: fx.Node) -> tuple[str, nn.Conv2d, Tensor, Tensor]:
-        """Its name and module, the filters that are kept, and those that the new one has."""
-        name = str(node.target)
-        old = self.old[name]
-        assert isinstance(old, nn.Conv2d)
-        keep = self.keep.get(name, torch.arange(old.out_channels))
-        emitted = torch.cat((keep, self.emit.get(name, keep))).unique()
-        return name, old, keep.to(old.weight.device), emitted.to(old.weight.device)
-
-    def _norm(self, node: fx.Node) -> Channels:
-        old = self.old[str(node.target)]
-        assert isinstance(old, nn.BatchNorm2d | nn.BatchNorm1d)
-        inputs = self.inputs(node, old.num_features)
-        self._copy(node, narrowing.norm(old, inputs))
-        exact = copy.deepcopy(old).double().eval()
-        mean, var = exact.running_mean, exact.running_var
-        return inputs.map(
-            lambda c: F.batch_norm(c, mean, var, exact.weight, exact.bias, eps=old.eps)
-        )
-
-    def _linear(self, node: fx.Node) -> None:
-        name = str(node.target)
-        old = self.old[name]
-        assert isinstance(old, nn.Linear)
-        inputs = self.inputs(node, old.in_features)
-        if inputs.whole:
-            self._copy(node)
-            return
-        new, folded = narrowing.linear(old, inputs)
-        self.foldings += [(name, attribute) for attribute in folded]
-        self._copy(node, new)
-
-    def _merge(self, node: fx.Node) -> Channels | None:
-        """A sum or a product: it has the channels that either side has."""
-        a, b = (self.channels[n] for n in node.args if isinstance(n, fx.Node))
-        if a is None or b is None or a.total != b.total:
-            self._opaque(node)
-            return None
-        live = torch.cat((a.live, b.live)).unique()
-        self._copy(node, inputs=lambda n: self._widened(n, live, node))
-        product = self.graph.kinds[node] == ops.MUL
-        constant = a.constant * b.constant if product else a.constant + b.constant
-        return Channels(a.total, live, constant)
-
-    def _cat(self, node: fx.Node) -> Channels | None:
-        nodes = node.args[0]
-        assert isinstance(nodes, list | tuple)
-        parts = [self.channels[n] for n in nodes if isinstance(n, fx.Node)]
-        known = [part for part in parts if part is not None]
-        if len(known) < len(parts):
-            self._opaque(node)
-            return None
-        self._copy(node)
-        starts = [sum(p.total for p in known[:i]) for i in range(len(known))]
-        live = torch.cat([p.live + start for p, start in zip(known, starts, strict=True)])
-        return Channels(sum(p.total for p in known), live, torch.cat([p.constant for p in known]))
-
-    def _pad(self, node: fx.Node) -> Channels | None:
-        """Channels appended as constants: nobody has to hold them, the node goes."""
-        source = node.args[0]
-        assert isinstance(source, fx.Node)
-        channels = self.channels[source]
-        if channels is None:
-            self._opaque(node)
-            return None
-        *_, front, back = ops.argument(node, 1, "pad", ())
-        value = ops.argument(node, 3, "value", None) or 0.0
-        self._node[node] = self._node[source]
-        constant = F.pad(channels.constant, (front, back), value=value)
-        return Channels(channels.total + front + back, channels.live + front, constant)
-
-    def _elementwise(self, node: fx.Node) -> Channels | None:
-        channels = self._copied(node)
-        return channels and channels.map(lambda c: ops.apply(node, self.old, c))
-
-    def _copied(self, node: fx.Node) -> Channels | None:
-        self._copy(node)
-        return self.channels[node.all_input_nodes[0]]
-
-    def _opaque(self, node: fx.Node) -> None:
-        """Copied on inputs at full width: whatever it does, it does to the same values."""
-        if ops.reads_no_channels(node, self.graph.flat):
-            self._copy(node)
+    def _narrowed(self, node: fx.Node, kind: str) -> nn.Module | None:
+        """The module that a node calls in the compact network, None where it calls none."""
+        old = self._graph.called(node)
+        if old is None or kind not in (ops.CONV, ops.DEPTHWISE, ops.NORM, ops.LINEAR):
+            return copy.deepcopy(old)
+        name, inputs = str(node.target), self._analysis.inputs(node)
+        folded: list[str] = []
+        new: nn.Module
+        if isinstance(old, nn.Conv2d):
+            kept, emitted = self._analysis.kept[name], self._analysis.emitted[name]
+            if kind == ops.CONV:
+                carrier = self._analysis.carriers.get(name)
+                new, folded = narrowing.convolution(old, inputs, kept, emitted, carrier)
+            else:
+                new = narrowing.depthwise(old, kept, emitted)
+        elif isinstance(old, nn.Linear):
+            new, folded = narrowing.linear(old, inputs)
         else:
-            self._copy(node, inputs=lambda n: self._widened(n, None, node))
+            assert isinstance(old, nn.BatchNorm2d | nn.BatchNorm1d)
+            new = narrowing.norm(old, inputs)
+        self._foldings += [(name, attribute) for attribute in folded]
+        return new
 
-    def inputs(self, node: fx.Node, size: int) -> Channels:
-        """The channels of a node's first argument, of which there are `size`."""
-        source = node.args[0]
-        assert isinstance(source, fx.Node)
-        channels = self.channels[source]
-        if channels is None:
-            device = next(self.graph.module.parameters()).device
-            live = torch.arange(size, device=device)
-            varying = torch.full((size,), torch.nan, dtype=torch.float64, device=device)
-            return Channels(size, live, varying)
-        return channels if channels.total == size else channels.features(size)
-
-    def _widened(self, source: fx.Node, onto: Tensor | None, reader: fx.Node) -> fx.Node:
-        """The new node of `source` with just the channels `onto` (None: all that there were)."""
-        channels, node = self.channels[source], self._node[source]
-        if channels is None:
-            return node
-        onto = torch.arange(channels.total, device=channels.live.device) if onto is None else onto
-        name = f"{reader.name}_{source.name}"
-        wanted = torch.isin(channels.live, onto)
-        if not wanted.all():
-            self._parts[f"{name}_pick"] = Pick(wanted.nonzero().squeeze(1))
-            node = self._new.call_module(f"{name}_pick", (node,))
-        live = channels.live[wanted]
-        if len(live) < len(onto):
-            constant = channels.absent[onto].to(next(self.graph.module.parameters()).dtype)
-            positions = torch.searchsorted(onto, live)
-            missing = onto[~torch.isin(onto, live)].cpu()
-            self.expansions.append(Expansion(reader, source, missing, channels.total))
-            self._parts[f"{name}_expand"] = Expand(positions, len(onto), constant)
-            self.foldings.append((f"{name}_expand", "constant"))
-            node = self._new.call_module(f"{name}_expand", (node,))
-        return node
-
-    def _copy(
-        self,
-        node: fx.Node,
-        module: nn.Module | None = None,
-        inputs: Callable[[fx.Node], fx.Node] | None = None,
-    ) -> None:
-        """Write the node as it is, but with `module` for its own and nothing overwritten."""
-        new = self._new.node_copy(node, inputs or self._node.__getitem__)
-        if node.op == "call_module":
-            module = copy.deepcopy(self.old[str(node.target)]) if module is None else module
+    def _copy(self, node: fx.Node, module: nn.Module | None) -> None:
+        """Write the node as it is, but with `module` for the old one and nothing overwritten."""
+        new = self._new.node_copy(node, lambda source: self._fitted(node, source))
+        if module is not None:
             if hasattr(module, "inplace"):
                 setattr(module, "inplace", False)  # noqa: B010
             self._parts[str(node.target)] = module
         elif node.op == "get_attr":
-            # Under a name of its own: the module that it belongs to may get narrower.
+            # Under another name: the module that it belongs to may get narrower.
             new.target = f"read_{str(node.target).replace('.', '_')}"
-            value = attrgetter(str(node.target))(self.graph.module)
+            value = attrgetter(str(node.target))(self._graph.module)
             self._parts[new.target] = copy.deepcopy(value)
-        elif inplace(node, self.old):
-            other = out_of_place(new)
-            if other is not None:
-                new.target, new.args, new.kwargs = other
+        elif ops.inplace(node, self._old):
+            twin = ops.out_of_place(new)
+            if twin is not None:
+                new.target, new.args, new.kwargs = twin
             else:  # it has no twin that is known: let it overwrite a copy
                 overwritten = new.all_input_nodes[0]
                 with self._new.inserting_before(new):
                     copied = self._new.call_method("clone", (overwritten,))
                 new.replace_input_with(overwritten, copied)
         self._node[node] = new
+
+    def _fitted(self, reader: fx.Node, source: fx.Node) -> fx.Node:
+        """The new node of `source` with just the channels that `reader` needs."""
+        node = self._node[source]
+        expansion = self._analysis.expansions.get((reader, source))
+        if expansion is None:
+            return node
+        name = f"{reader.name}_{source.name}"
+        picked, live, onto = expansion.picked, expansion.channels.live, expansion.onto
+        if not picked.all():
+            self._parts[f"{name}_pick"] = Pick(picked.nonzero().squeeze(1))
+            node = self._new.call_module(f"{name}_pick", (node,))
+        if len(expansion.missing):
+            constant = expansion.channels.absent[onto]
+            constant = constant.to(next(self._graph.module.parameters()).dtype)
+            positions = torch.searchsorted(onto, live[picked])
+            self._parts[f"{name}_expand"] = Expand(positions, len(onto), constant)
+            self._foldings.append((f"{name}_expand", "constant"))
+            node = self._new.call_module(f"{name}_expand", (node,))
+        return node

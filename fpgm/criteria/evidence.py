@@ -9,27 +9,22 @@ those it was made with, activations say nothing. Only sums are kept, (N,) for ea
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from fpgm.criteria.criterion import Criterion, named
+from fpgm.criteria.views import Gate, Maps, Scale
 from fpgm.errors import Error
-from fpgm.graph.followers import batch_norms, rectifiers
-from fpgm.graph.trace import ChannelGraph, evaluating, exact, trace
+from fpgm.graph.flow import batch_norms, kept_full, rectifiers
+from fpgm.graph.trace import ChannelGraph, trace
+from fpgm.networks.modes import evaluating, exact
 
-Evidence = dict[str, dict[str, Tensor]]  # layer -> {keyword of the criterion: (N,) float64}
+Evidence = dict[str, dict[str, Tensor]]  # layer -> {parameter of the criterion: (N,) float64}
 Batches = Iterable[tuple[Tensor, Tensor]]  # (B, C, H, W) normalised images and (B,) labels
-
-NEEDS = {"bn_gamma": "gamma", "taylor": "sensitivity", "apoz": "zeros", "hrank": "ranks"}
-DATA = frozenset({"taylor", "apoz", "hrank"})
-_PART = {"bn_gamma": "BatchNorm", "taylor": "BatchNorm", "apoz": "ReLU", "hrank": "ReLU"}
-
-# Singular values are slow, and the mean rank of a filter's maps hardly differs between images
-# (the finding that HRank rests on): it is taken over the first of them only.
-RANK_IMAGES = 128
 
 
 def missing(model: nn.Module, name: str, layers: Sequence[str] | None = None) -> list[str]:
@@ -38,7 +33,7 @@ def missing(model: nn.Module, name: str, layers: Sequence[str] | None = None) ->
     layers: convolutions, by default all that can be pruned.
     """
     graph = trace(model)
-    scored = _scored(graph, name)
+    scored = _scored(graph, named(name))
     return [layer for layer in _layers(graph, layers) if layer not in scored]
 
 
@@ -48,8 +43,8 @@ def require(model: nn.Module, name: str, layers: Sequence[str] | None = None) ->
     if lacking:
         more = f" and {len(lacking) - 8} more" if len(lacking) > 8 else ""
         raise Error(
-            f"criterion={name}: needs a {_PART[name]} behind each convolution, there is none "
-            f"behind {', '.join(lacking[:8])}{more}; criterion=gm takes the weights alone"
+            f"criterion={name}: needs a {named(name).needs_part} behind each convolution, there is "
+            f"none behind {', '.join(lacking[:8])}{more}; criterion=gm takes the weights alone"
         )
 
 
@@ -59,65 +54,80 @@ def gather(
     batches: Batches | None = None,
     layers: Sequence[str] | None = None,
 ) -> Evidence:
-    """The evidence of the criteria `names`: layer -> {keyword: (N,) float64, on the CPU}.
+    """The evidence of the criteria `names`: layer -> {parameter: (N,) float64, on the CPU}.
 
-    batches: on the network's device; read once, at most, and not at all where no criterion in DATA
-    is asked for. layers: convolutions, by default all that can be pruned. A layer lacks the
-    keyword of a criterion that cannot score it (see `missing`). Weights, statistics, gradients and
-    modes of the network are left as they are.
+    batches: on the network's device; read once, at most, and not at all where no criterion asked
+    for reads images. layers: convolutions, by default all that can be pruned. A layer lacks the
+    parameter of a criterion that cannot score it (see `missing`). Weights, statistics, gradients
+    and modes of the network are left as they are.
     Raises Error where batches are wanted and there are none, and for what is not finite.
     """
     graph = trace(model)
-    wanted = [name for name in NEEDS if name in set(names)]
-    found: Evidence = {layer: {} for layer in _layers(graph, layers)}
-    if "bn_gamma" in wanted:
+    criteria = [named(name) for name in dict.fromkeys(names)]
+    evidence: Evidence = {layer: {} for layer in _layers(graph, layers)}
+    for parameter in _parameters(criteria, Scale):
         for layer, norm in batch_norms(graph).items():
-            if layer in found:
+            if layer in evidence:
                 gamma = graph.module.get_submodule(norm).weight
                 assert isinstance(gamma, Tensor)
-                found[layer]["gamma"] = gamma.detach().abs().double().cpu()
-    if DATA.intersection(wanted):
+                evidence[layer][parameter] = gamma.detach().abs().double().cpu()
+    if any(criterion.reads_images for criterion in criteria):
         with evaluating(model), _unused_norms_in_training(model), exact():
-            _read(graph, wanted, batches or (), found)
-    for layer, values in found.items():
-        for key, value in values.items():
+            _read(graph, criteria, batches or (), evidence)
+    for layer, values in evidence.items():
+        for parameter, value in values.items():
             if not value.isfinite().all():
-                raise Error(f"{layer}: its {key} are not finite (NaN or too large)")
-    return found
+                raise Error(f"{layer}: its {parameter} are not finite (NaN or too large)")
+    return evidence
+
+
+def _parameters(criteria: Iterable[Criterion], kind: type) -> dict[str, Any]:
+    """Parameter -> view, of all views of one kind."""
+    views = (item for criterion in criteria for item in criterion.views.items())
+    return {parameter: view for parameter, view in views if isinstance(view, kind)}
 
 
 def _layers(graph: ChannelGraph, layers: Sequence[str] | None) -> list[str]:
     if layers is not None:
         return list(layers)
-    return [name for _, name in graph.convolutions() if name not in graph.kept_full]
+    kept = kept_full(graph)
+    return [name for _, name in graph.convolutions() if name not in kept]
 
 
-def _scored(graph: ChannelGraph, name: str) -> set[str]:
-    if name not in NEEDS:
+def _scored(graph: ChannelGraph, criterion: Criterion) -> set[str]:
+    if criterion.needs_part is None:
         return {layer for _, layer in graph.convolutions()}
-    return set(batch_norms(graph) if _PART[name] == "BatchNorm" else rectifiers(graph))
+    return set(batch_norms(graph) if criterion.needs_part == "BatchNorm" else rectifiers(graph))
 
 
-def _read(graph: ChannelGraph, names: Sequence[str], batches: Batches, found: Evidence) -> None:
-    """One pass over the batches; adds to `found` what each layer's ReLU or BatchNorm has summed."""
-    relus = {layer: node for layer, node in rectifiers(graph).items() if layer in found}
-    norms = {layer: norm for layer, norm in batch_norms(graph).items() if layer in found}
-    maps = [name for name in _MAPS if name in names]
-    means = {node: {name: _Mean(*_MAPS[name]) for name in maps} for node in relus.values()}
-    gates = _Gates(graph, list(dict.fromkeys(norms.values())) if "taylor" in names else [])
+def _read(
+    graph: ChannelGraph, criteria: Sequence[Criterion], batches: Batches, evidence: Evidence
+) -> None:
+    """One pass over the batches; adds to `evidence` what each layer's ReLU or BatchNorm has
+    summed."""
+    relus = {layer: node for layer, node in rectifiers(graph).items() if layer in evidence}
+    norms = {layer: norm for layer, norm in batch_norms(graph).items() if layer in evidence}
+    maps: dict[str, Maps] = _parameters(criteria, Maps)
+    # Several convolutions may come to one ReLU: its maps are measured once.
+    means = {
+        node: {parameter: _Mean(view.measure) for parameter, view in maps.items()}
+        for node in relus.values()
+    }
+    gates = _Gates(graph, list(dict.fromkeys(norms.values())), _parameters(criteria, Gate))
     network, read = _Watched(graph.module, means), False
-    with torch.set_grad_enabled("taylor" in names), gates:
+    with torch.set_grad_enabled(gates.wanted), gates:
         for inputs, labels in batches:
             gates.add(network.run(inputs), labels)
             read = True
     if not read:
-        asked = ",".join(name for name in names if name in DATA)
-        raise Error(f"criterion={asked}: needs images, and there are none")
+        names = ",".join(criterion.name for criterion in criteria if criterion.reads_images)
+        raise Error(f"criterion={names}: needs images, and there are none")
     for layer, node in relus.items():
-        found[layer].update({NEEDS[name]: mean.value() for name, mean in means[node].items()})
-    if "taylor" in names:
-        for layer, norm in norms.items():
-            found[layer]["sensitivity"] = gates.sums[norm].cpu()
+        for parameter, mean in means[node].items():
+            evidence[layer][parameter] = mean.value()
+    for layer, norm in norms.items():
+        for parameter, sums in gates.sums.items():
+            evidence[layer][parameter] = sums[norm].cpu()
 
 
 class _Watched(fx.Interpreter):
@@ -138,57 +148,44 @@ class _Watched(fx.Interpreter):
 class _Mean:
     """The mean over images of what `measure` makes of feature maps, (B, C, H, W) -> (B, C)."""
 
-    def __init__(self, measure: Callable[[Tensor], Tensor], most: int | None = None) -> None:
-        self._measure, self._left = measure, most
+    def __init__(self, measure: Callable[[Tensor], Tensor]) -> None:
+        self._measure = measure
         self._sum: Tensor | float = 0.0
         self._images = 0
 
     def add(self, maps: Tensor) -> None:
-        if self._left is not None:
-            maps = maps[: self._left - self._images]
-        if len(maps):
-            self._sum = self._sum + self._measure(maps).double().sum(0)
-            self._images += len(maps)
+        self._sum = self._sum + self._measure(maps).double().sum(0)
+        self._images += len(maps)
 
     def value(self) -> Tensor:
         assert isinstance(self._sum, Tensor)
         return (self._sum / self._images).cpu()
 
 
-def _zeros(maps: Tensor) -> Tensor:
-    """Share of zeros in each map. A NaN is none, and must not pass for one."""
-    share = 1 - maps.count_nonzero((2, 3)).double() / (maps.shape[2] * maps.shape[3])
-    return share.masked_fill(maps.sum((2, 3)).isnan(), torch.nan)
-
-
-def _ranks(maps: Tensor) -> Tensor:
-    """Rank of each (H, W) map, with numpy's and torch's usual tolerance."""
-    if max(maps.shape[2:]) > 32:  # a GPU's batched decomposition ends there: one by one, slower
-        maps = maps.cpu()
-    finite = maps.isfinite().flatten(2).all(2)
-    ranks: Tensor = torch.linalg.matrix_rank(maps.nan_to_num(0, 0, 0))  # no rank of NaN
-    return ranks.double().masked_fill(~finite, torch.nan)
-
-
-_MAPS: dict[str, tuple[Callable[[Tensor], Tensor], int | None]] = {
-    "apoz": (_zeros, None),
-    "hrank": (_ranks, RANK_IMAGES),
-}
-
-
 class _Gates:
-    """Sums of (gamma dL/dgamma + beta dL/dbeta)^2 over minibatches: norm -> (N,). A context."""
+    """Sums over minibatches of what views make of (gamma dL/dgamma + beta dL/dbeta), which is dL/dz
+    of a gate z = 1 on a BatchNorm's output: parameter -> norm -> (N,). A context."""
 
-    def __init__(self, graph: ChannelGraph, norms: Sequence[str]) -> None:
+    def __init__(
+        self, graph: ChannelGraph, norms: Sequence[str], views: Mapping[str, Gate]
+    ) -> None:
         modules = [graph.module.get_submodule(norm) for norm in norms]
-        self._parameters: list[Any] = [p for m in modules for p in (m.weight, m.bias)]
+        self._norms, self._views = norms, views
+        self._affine: list[Any] = [p for m in modules for p in (m.weight, m.bias)]
+        zeros = [torch.zeros_like(p.detach(), dtype=torch.float64) for p in self._affine[::2]]
         self.sums = {
-            norm: torch.zeros_like(gamma.detach(), dtype=torch.float64)
-            for norm, gamma in zip(norms, self._parameters[::2], strict=True)
+            parameter: {n: z.clone() for n, z in zip(norms, zeros, strict=True)}
+            for parameter in views
         }
 
+    @property
+    def wanted(self) -> bool:
+        """Whether any view looks at a gate, so that gradients are needed."""
+        return bool(self._views)
+
     def __enter__(self) -> None:
-        self._frozen = [p for p in self._parameters if not p.requires_grad]
+        # A gradient by frozen parameters is wanted as well: their values stay as they are.
+        self._frozen = [p for p in self._affine if not p.requires_grad]
         for parameter in self._frozen:
             parameter.requires_grad_(True)
 
@@ -198,16 +195,19 @@ class _Gates:
 
     def add(self, outputs: Tensor, labels: Tensor) -> None:
         """One minibatch, (B, classes) and (B,). Nothing is written into any .grad."""
-        if not self._parameters:
+        if not self._views or not self._affine:
             return
         loss = F.cross_entropy(outputs, labels)
-        gradients = torch.autograd.grad(loss, self._parameters, allow_unused=True)
+        gradients = torch.autograd.grad(loss, self._affine, allow_unused=True)
         products = [
             p.detach().double() * (0 if g is None else g.double())
-            for p, g in zip(self._parameters, gradients, strict=True)
+            for p, g in zip(self._affine, gradients, strict=True)
         ]
-        for norm, of_scale, of_shift in zip(self.sums, products[::2], products[1::2], strict=True):
-            self.sums[norm] += (of_scale + of_shift).square()
+        for norm, by_scale, by_shift in zip(
+            self._norms, products[::2], products[1::2], strict=True
+        ):
+            for parameter, view in self._views.items():
+                self.sums[parameter][norm] += view.measure(by_scale + by_shift)
 
 
 @contextlib.contextmanager

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,7 +17,6 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.functional import center_crop, resize
 from tqdm import tqdm
 
-from fpgm import config
 from fpgm.errors import DataError
 
 # train images (n, C, H, W) uint8 and labels (n,) int64, the same for test, names of the classes
@@ -24,11 +24,10 @@ Arrays = tuple[Tensor, Tensor, Tensor, Tensor, tuple[str, ...]]
 Listed = list[tuple[Path, int]]  # files and their labels
 
 
-def read_folder(dataset: config.Dataset) -> Arrays:
+def read_folder(root: Path, image_size: int | None) -> Arrays:
     """train/CLASS/* and test/CLASS/* (or val/), decoded once and cached. Raises DataError."""
-    root = Path(dataset.root or ".").expanduser()
     train, test, classes = list_images(root, ("test", "val"))
-    size = dataset.image_size or min(open_image(train[0][0]).size)
+    size = image_size or min(open_image(train[0][0]).size)
     images = [_decoded([path for path, _ in part], size, root) for part in (train, test)]
     labels = [torch.tensor([label for _, label in part]) for part in (train, test)]
     return images[0], labels[0], images[1], labels[1], classes
@@ -53,22 +52,22 @@ def list_images(root: Path, tests: Sequence[str]) -> tuple[Listed, Listed, tuple
 
 
 def _classes(part: Path) -> tuple[str, ...]:
-    found = sorted(p.name for p in part.iterdir() if p.is_dir()) if part.is_dir() else []
-    if len(found) < 2:
+    names = sorted(p.name for p in part.iterdir() if p.is_dir()) if part.is_dir() else []
+    if len(names) < 2:
         raise DataError(
             f"{part}: needs a folder of images for each class ({part.name}/CLASS/*), "
-            f"found {len(found)}"
+            f"found {len(names)}"
         )
-    return tuple(found)
+    return tuple(names)
 
 
 def _files(part: Path, classes: Sequence[str]) -> Listed:
     files: Listed = []
     for label, name in enumerate(classes):
-        own = sorted(p for p in (part / name).iterdir() if p.suffix.lower() in IMG_EXTENSIONS)
-        if not own:
+        paths = sorted(p for p in (part / name).iterdir() if p.suffix.lower() in IMG_EXTENSIONS)
+        if not paths:
             raise DataError(f"{part / name}: no images ({', '.join(IMG_EXTENSIONS)})")
-        files += [(path, label) for path in own]
+        files += [(path, label) for path in paths]
     return files
 
 
@@ -90,32 +89,37 @@ def _decoded(files: Sequence[Path], size: int, root: Path) -> Tensor:
             f"dataset.image_size={size}: {len(files)} images take {needed / 2**30:.0f} GiB, more "
             f"than half of this machine's memory; try dataset.image_size={size // 2}"
         )
-    stats = "".join(
-        f"{p.relative_to(root)}\0{s.st_size}\0{s.st_mtime_ns}\n" for p, s in _stats(files)
-    )
-    key = hashlib.sha256(f"1 {size} {root.resolve()}\n{stats}".encode()).hexdigest()[:24]
-    home = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
-    cache = home / "fpgm" / "decoded" / f"{key}.npy"
-    if cache.is_file():
-        try:
-            return torch.from_numpy(np.load(cache))
-        except (OSError, ValueError, EOFError):
-            cache.unlink()  # cut off while it was written by an older version, or damaged
+    cache = _cache_of(files, size, root)
+    with contextlib.suppress(OSError, ValueError, EOFError):  # not there, or damaged
+        return torch.from_numpy(np.load(cache))
     images = np.empty((len(files), 3, size, size), np.uint8)
 
     def decode(index: int) -> None:
         images[index] = _square(open_image(files[index]), size)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        work = pool.map(decode, range(len(files)))
-        for _ in tqdm(work, "decoding, once", len(files), leave=False, disable=None):
+        decoded = pool.map(decode, range(len(files)))
+        for _ in tqdm(decoded, "decoding, once", len(files), leave=False, disable=None):
             pass
-    _store(cache, images)
+    part = cache.with_suffix(f".{os.getpid()}.part")
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as file:
+            np.save(file, images)
+        part.replace(cache)
+    except OSError:  # the next run decodes again
+        part.unlink(missing_ok=True)
     return torch.from_numpy(images)
 
 
-def _stats(files: Sequence[Path]) -> Iterator[tuple[Path, os.stat_result]]:
-    return ((path, path.stat()) for path in files)
+def _cache_of(files: Sequence[Path], size: int, root: Path) -> Path:
+    """Where the decoded images lie, by what they were decoded from."""
+    key = hashlib.sha256(f"1 {size} {root.resolve()}\n".encode())
+    for path in files:
+        stat = path.stat()
+        key.update(f"{path.relative_to(root)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    home = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+    return home / "fpgm" / "decoded" / f"{key.hexdigest()[:24]}.npy"
 
 
 def _square(image: Image.Image, size: int) -> np.ndarray:
@@ -123,15 +127,3 @@ def _square(image: Image.Image, size: int) -> np.ndarray:
     if image.size != (size, size):
         image = center_crop(resize(image, size), [size, size])
     return np.asarray(image).transpose(2, 0, 1)
-
-
-def _store(cache: Path, images: np.ndarray) -> None:
-    """Keep the decoded images for the next run; a cache that cannot be written is no error."""
-    part = cache.with_suffix(f".{os.getpid()}.part")
-    try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
-            np.save(file, images)
-        part.replace(cache)
-    except OSError:
-        part.unlink(missing_ok=True)

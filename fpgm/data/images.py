@@ -51,6 +51,14 @@ def steps(count: int, batch_size: int, ranks: Ranks = ALONE) -> int:
     return full + (rest // ranks.world > 1)
 
 
+def preprocessing(
+    mean: Tensor, std: Tensor, image_shape: tuple[int, int, int], classes: tuple[str, ...]
+) -> dict[str, object]:
+    """As checkpoints hold it."""
+    constants = {"mean": mean.tolist(), "std": std.tolist()}
+    return {**constants, "image_shape": list(image_shape), "classes": list(classes)}
+
+
 def normalised(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """(B, C, H, W) uint8 -> float32 of zero mean and unit variance, channels last.
 

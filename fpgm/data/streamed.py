@@ -13,9 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from fpgm import config
 from fpgm.data.folder import list_images, open_image
-from fpgm.data.images import Batches, normalised, steps
+from fpgm.data.images import Batches, normalised, preprocessing, steps
 from fpgm.errors import DataError
 from fpgm.machine.device import cores
 from fpgm.machine.ranks import ALONE, Ranks, all_say
@@ -31,19 +30,28 @@ Sample = tuple[Tensor, int] | str  # an image (3, H, W) uint8 and its label, or 
 class Stream:
     """root/train/CLASS/* and root/val/CLASS/*. Raises DataError."""
 
-    def __init__(self, dataset: config.Dataset, device: torch.device) -> None:
-        root = Path(dataset.root or ".").expanduser()
+    def __init__(
+        self,
+        root: Path,
+        device: torch.device,
+        size: int,
+        flip: bool,
+        mean: Tensor,
+        std: Tensor,
+        workers: int | None = None,
+        on_error: str = "stop",
+    ) -> None:
+        """size: pixels; mean, std: (3,) of pixels in 0..1; the others as in config.Dataset."""
         train, test, self.classes = list_images(root, ("val",))
-        size = dataset.image_size or 224
         self.device = device
         self.image_shape = (3, size, size)
         self.counts = (len(train), len(test))
-        self._skip = dataset.on_error == "skip"
+        self._mean, self._std = mean.to(device), std.to(device)
+        self._skip = on_error == "skip"
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # of torchrun on this machine
-        own = max(1, cores() // processes)
-        self._workers = own if dataset.workers is None else dataset.workers
-        flip = [v2.RandomHorizontalFlip()] if dataset.flip else []
-        augmented = [v2.RandomResizedCrop(size, antialias=True), *flip]
+        self._workers = max(1, cores() // processes) if workers is None else workers
+        mirror = [v2.RandomHorizontalFlip()] if flip else []
+        augmented = [v2.RandomResizedCrop(size, antialias=True), *mirror]
         central = [v2.Resize(round(size * RESIZE), antialias=True), v2.CenterCrop(size)]
         self._loaders = {
             "train": self._loader(train, augmented),
@@ -60,22 +68,20 @@ class Stream:
         batches = []
         for start in range(0, self.steps(batch_size, ranks) * batch_size, batch_size):
             indices = order[start : start + batch_size]
-            own = indices[ranks.share(len(indices) // ranks.world * ranks.world)]
-            batches.append([(int(i), int(seeds[i])) for i in own])
+            part = indices[ranks.share(len(indices) // ranks.world * ranks.world)]
+            batches.append([(int(i), int(seeds[i])) for i in part])
         return self._read("train" if augmented else "plain", batches, ranks)
 
     def steps(self, batch_size: int, ranks: Ranks = ALONE) -> int:
         return steps(self.counts[0], batch_size, ranks)
 
     def tests(self, batch_size: int, ranks: Ranks = ALONE) -> Batches:
-        own = range(self.counts[1])[ranks.share(self.counts[1])]
-        batches = [own[start : start + batch_size] for start in range(0, len(own), batch_size)]
+        share = range(self.counts[1])[ranks.share(self.counts[1])]
+        batches = [share[start : start + batch_size] for start in range(0, len(share), batch_size)]
         return self._read("test", [[(i, 0) for i in batch] for batch in batches], ranks)
 
     def preprocessing(self) -> dict[str, object]:
-        shape = list(self.image_shape)
-        classes = list(self.classes)
-        return {"mean": list(MEAN), "std": list(STD), "image_shape": shape, "classes": classes}
+        return preprocessing(self._mean, self._std, self.image_shape, self.classes)
 
     def _loader(
         self, files: Sequence[tuple[Path, int]], transforms: Sequence[Any]
@@ -94,7 +100,6 @@ class Stream:
         loader = self._loaders[part]
         assert isinstance(loader.batch_sampler, _Batches)
         loader.batch_sampler.batches = batches
-        mean, std = (torch.tensor(values, device=self.device) for values in (MEAN, STD))
         for images, labels, problems in loader:
             for problem in problems:
                 if not self._skip:
@@ -106,7 +111,10 @@ class Stream:
             if enough:
                 # As bytes: a quarter of what floats take on the bus.
                 images = images.to(self.device, non_blocking=True)
-                yield normalised(images, mean, std), labels.to(self.device, non_blocking=True)
+                yield (
+                    normalised(images, self._mean, self._std),
+                    labels.to(self.device, non_blocking=True),
+                )
 
 
 def _collate(samples: Sequence[Sample]) -> tuple[Tensor, Tensor, list[str]]:

@@ -16,9 +16,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, fx, nn
+from scipy.cluster.hierarchy import DisjointSet
+from torch import Tensor, fx
 
 from fpgm.graph import operations as ops
+from fpgm.graph.flow import Algebra, follow, kept_full, projections
 from fpgm.graph.trace import ChannelGraph
 
 RESIDUAL = ("independent", "shared", "inner")
@@ -54,16 +56,18 @@ def prunable(graph: ChannelGraph, residual: str = "independent") -> Prunable:
     """The groups of a network. Raises ValueError for an unknown residual mode."""
     if residual not in RESIDUAL:
         raise ValueError(f"residual={residual}: choose one of {', '.join(RESIDUAL)}")
-    kept = dict(graph.kept_full)
+    kept = kept_full(graph)
     if residual != "shared":
         reason = "a projection shortcut, which the papers do not prune"
-        kept.update({name: reason for name in graph.projections if name not in kept})
+        kept.update({name: reason for name in projections(graph) if name not in kept})
     ties = _Ties(graph, residual)
+    follow(graph, ties)
     tied: dict[int, list[tuple[str, int]]] = defaultdict(list)
     for name, channels in ties.filters.items():
         for index, channel in enumerate(channels):
-            tied[ties.find(channel)].append((name, index))
-    streams = {ties.find(channel) for channel in ties.streams}
+            tied[ties.sets[channel]].append((name, index))
+    streams = {ties.sets[channel] for channel in ties.streams}
+    # Filters of the same convolutions are one group; one that is kept whole keeps all of them.
     gathered: dict[tuple[str, ...], list[list[int]]] = defaultdict(list)
     for root, filters in tied.items():
         names = tuple(name for name, _ in filters)
@@ -83,61 +87,47 @@ def prunable(graph: ChannelGraph, residual: str = "independent") -> Prunable:
     return Prunable(tuple(groups), kept)
 
 
-class _Ties:
-    """Union-find over channels. filters: convolution -> the channel that each filter writes."""
+class _Ties(Algebra[list[int]]):
+    """Channels by number. sets: which of them are one channel; filters: convolution -> the channel
+    that each filter writes; streams: channels that meet in an add."""
 
     def __init__(self, graph: ChannelGraph, residual: str) -> None:
+        self.sets = DisjointSet()
         self.filters: dict[str, list[int]] = {}
-        self.streams: list[int] = []  # channels that meet in an add
-        self._parent: list[int] = []
+        self.streams: list[int] = []
+        self._graph = graph
         self._shared = residual == "shared"
-        self._modules: dict[str, nn.Module] = dict(graph.module.named_modules())
-        channels: dict[fx.Node, list[int] | None] = {}
-        for node, kind in graph.kinds.items():
-            channels[node] = self._written(node, kind, [channels[n] for n in node.all_input_nodes])
 
-    def find(self, channel: int) -> int:
-        while self._parent[channel] != channel:
-            self._parent[channel] = self._parent[self._parent[channel]]
-            channel = self._parent[channel]
-        return channel
+    def written(self, node: fx.Node, read: list[int] | None) -> list[int]:
+        name = str(node.target)
+        self.filters[name] = self._fresh(self._graph.filters(name))
+        return self.filters[name] if read is None else self._tied(self.filters[name], read)
+
+    def joined(self, node: fx.Node, parts: Sequence[list[int]]) -> list[int]:
+        return [channel for part in parts for channel in part]
+
+    def padded(self, node: fx.Node, source: list[int], front: int, back: int) -> list[int]:
+        return [NOBODY] * front + source + [NOBODY] * back
+
+    def met(self, node: fx.Node, a: list[int], b: list[int]) -> list[int] | None:
+        if len(node.all_input_nodes) == 1:  # x + x
+            return a
+        if len(a) != len(b):
+            return None
+        if self._graph.kinds[node] == ops.MUL:
+            return self._tied(a, b)
+        self.streams += [channel for channel in a + b if channel != NOBODY]
+        # In a stream that is not shared any channel may be there whoever prunes his own.
+        return self._tied(a, b) if self._shared else self._fresh(len(a))
 
     def _fresh(self, count: int) -> list[int]:
-        new = list(range(len(self._parent), len(self._parent) + count))
-        self._parent += new
-        return new
-
-    def _written(
-        self, node: fx.Node, kind: str, inputs: Sequence[list[int] | None]
-    ) -> list[int] | None:
-        """The channels of a node's result, None where they are not known."""
-        if kind in (ops.CONV, ops.DEPTHWISE):
-            module = self._modules[str(node.target)]
-            assert isinstance(module, nn.Conv2d)
-            own = self._fresh(module.out_channels)
-            self.filters[str(node.target)] = own
-            read = inputs[0] if kind == ops.DEPTHWISE else None
-            return own if read is None else self._tied(own, read)
-        if kind in (ops.LINEAR, ops.OPAQUE, ops.OUTPUT) or any(i is None for i in inputs):
-            return None
-        known = [i for i in inputs if i is not None]
-        if kind == ops.CAT:
-            listed = dict(zip(node.all_input_nodes, known, strict=True))
-            return [c for n in node.args[0] for c in listed[n]]  # type: ignore[union-attr, index]
-        if kind == ops.PAD:
-            *_, front, back = ops.argument(node, 1, "pad", ())
-            return [NOBODY] * front + known[0] + [NOBODY] * back
-        if len(known) == 1:
-            return known[0]
-        if len(known[0]) != len(known[1]):
-            return None
-        if kind == ops.MUL:
-            return self._tied(*known)
-        self.streams += [c for c in known[0] + known[1] if c != NOBODY]
-        return self._tied(*known) if self._shared else self._fresh(len(known[0]))
+        channels = list(range(len(self.sets), len(self.sets) + count))
+        for channel in channels:
+            self.sets.add(channel)
+        return channels
 
     def _tied(self, a: list[int], b: list[int]) -> list[int]:
         for one, other in zip(a, b, strict=True):
             if NOBODY not in (one, other):
-                self._parent[self.find(other)] = self.find(one)
+                self.sets.merge(one, other)
         return [other if one == NOBODY else one for one, other in zip(a, b, strict=True)]

@@ -38,7 +38,7 @@ _ELEMENTWISE_FUNCTIONS = {
     F.hardsigmoid, F.hardtanh, F.sigmoid, torch.sigmoid, torch.tanh, F.softplus,
     F.dropout, F.dropout2d, F.relu_, F.leaky_relu_, F.elu_, torch.relu_, stochastic_depth,
 }  # fmt: skip
-ELEMENTWISE_METHODS = {"relu", "relu_", "sigmoid", "sigmoid_", "tanh", "tanh_", "contiguous"}
+_ELEMENTWISE_METHODS = {"relu", "relu_", "sigmoid", "sigmoid_", "tanh", "tanh_", "contiguous"}
 _ADDS = {operator.add, operator.iadd, torch.add}
 _SCALINGS = {  # elementwise where the other side is a number
     operator.sub, operator.isub, operator.mul, operator.imul, operator.truediv, operator.itruediv,
@@ -47,6 +47,13 @@ _POOL_MODULES = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMa
 _POOL_FUNCTIONS = {
     F.max_pool2d, torch.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d,
 }  # fmt: skip
+# What overwrites its argument, and what computes the same elsewhere.
+TWINS: dict[Any, Any] = {
+    operator.iadd: operator.add,
+    operator.isub: operator.sub,
+    operator.imul: operator.mul,
+    operator.itruediv: operator.truediv,
+}
 _SPATIAL_DIMS = ((2, 3), (-2, -1), (3, 2), (-1, -2))
 
 
@@ -154,7 +161,7 @@ def _function_kind(node: fx.Node) -> str:
 def _method_kind(node: fx.Node) -> str:
     args = node.args
     kind = OPAQUE
-    if node.target in ELEMENTWISE_METHODS:
+    if node.target in _ELEMENTWISE_METHODS:
         kind = ELEMENTWISE
     elif node.target in ("add", "add_"):
         kind = _add_kind(node)
@@ -244,3 +251,29 @@ def reads_no_channels(node: fx.Node, flat: set[fx.Node]) -> bool:
     indices = [user.args[1] for user in node.users if user.target is operator.getitem]
     known = len(indices) == len(node.users) and all(i in others for i in indices)
     return _is_shape(node) and known
+
+
+def inplace(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """Whether the operation overwrites its first argument."""
+    if node.op == "call_module":
+        return bool(getattr(modules[str(node.target)], "inplace", False))
+    if node.op not in ("call_function", "call_method"):
+        return False
+    name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
+    if node.op == "call_function" and getattr(operator, name, None) is node.target:
+        twins = (name[1:], f"{name[1:]}_")  # iadd and add, ior and or_
+        return name.startswith("i") and any(hasattr(operator, twin) for twin in twins)
+    underscore = name.endswith("_") and (not name.endswith("__") or name.startswith("__i"))
+    return underscore or bool(named_arguments(node).get("inplace"))
+
+
+def out_of_place(node: fx.Node) -> tuple[Any, tuple[Any, ...], dict[str, Any]] | None:
+    """Target and arguments of the same operation that overwrites nothing, None if not known."""
+    if node.op == "call_method":
+        if str(node.target) not in {*_ELEMENTWISE_METHODS, "add_"}:
+            return None
+        return str(node.target).rstrip("_"), node.args, dict(node.kwargs)
+    if node.target in TWINS:
+        return TWINS[node.target], node.args, {}
+    named = {key: value for key, value in named_arguments(node).items() if key != "inplace"}
+    return (node.target, (), named) if named else None

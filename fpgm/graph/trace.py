@@ -1,16 +1,19 @@
-"""Who writes and who reads each channel: a network traced by torch.fx."""
+"""A network traced by torch.fx: its operations, what each does to channels, what it overwrites."""
 
 from __future__ import annotations
 
-import contextlib
+import operator
 import traceback
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+import torch.nn.functional as F
+from torch import fx, nn
+from torchvision.ops.stochastic_depth import stochastic_depth
 
 from fpgm.errors import GraphError
 from fpgm.graph.operations import (
@@ -25,13 +28,23 @@ from fpgm.graph.operations import (
     OPAQUE,
     OUTPUT,
     POOL,
-    SLICE,
+    TWINS,
     argument,
-    hooked,
+    inplace,
     kind_of,
-    reads_no_channels,
 )
-from fpgm.graph.overwriting import InplaceTracer, overwritten
+from fpgm.networks.layers import BorderConv2d, Expand, Pick
+from fpgm.networks.modes import evaluating
+
+# What gives back its argument itself, in eval mode ...
+_SAME = (nn.Identity, nn.Dropout, nn.Dropout2d)
+_SAME_FUNCTIONS = {F.dropout, F.dropout2d, stochastic_depth, "contiguous", "to", "float", "double"}
+# ... or may give back a part or another shape of it.
+_VIEWS = {
+    "view", "reshape", "flatten", "permute", "transpose", "squeeze", "unsqueeze", "chunk", "split",
+    "narrow", "select", "expand", "unbind", "getitem", "movedim", "swapaxes", "unflatten", "detach",
+    "view_as", "t",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -40,16 +53,15 @@ class ChannelGraph:
 
     kinds: what each node does to channels (see fpgm.graph.operations), in the order of execution;
     flat: nodes known to be (batch, features); overwritten: operation in place -> the earlier nodes
-    that hold its result from there on; kept_full: convolutions that cannot be pruned and
-    why; projections: those on a residual shortcut.
+    that hold its result from there on; shared: modules called twice, or with a parameter that
+    another module has too.
     """
 
     module: fx.GraphModule
     kinds: dict[fx.Node, str]
     flat: set[fx.Node]
     overwritten: dict[fx.Node, list[fx.Node]]
-    kept_full: dict[str, str]
-    projections: tuple[str, ...]
+    shared: set[str]
 
     def convolutions(self) -> Iterator[tuple[fx.Node, str]]:
         """Every convolution's node and qualified name, in the order of execution."""
@@ -60,50 +72,9 @@ class ChannelGraph:
         """How many filters a convolution has."""
         return len(self.module.get_submodule(name).weight)  # type: ignore[arg-type]
 
-    def checked(self, keep: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """`keep` with every index sorted. Raises GraphError for what cannot be kept."""
-        filters = {name: self.module.get_submodule(name) for _, name in self.convolutions()}
-        checked = {}
-        for name, kept in keep.items():
-            if name not in filters:
-                reason = self.kept_full.get(name, "no such convolution")
-                raise GraphError(f"keep[{name!r}]: {reason}")
-            kept = torch.as_tensor(kept).unique()
-            width = int(getattr(filters[name], "out_channels"))  # noqa: B009
-            if len(kept) == 0:
-                raise GraphError(f"keep[{name!r}] is empty: a layer needs at least one filter")
-            if kept[0] < 0 or kept[-1] >= width:
-                raise GraphError(f"keep[{name!r}] has indices outside 0..{width - 1}")
-            checked[name] = kept
-        return checked
-
-    def writer(self, node: fx.Node) -> fx.Node:
-        """The nearest node above that decides about channels: a convolution, add, cat, ..."""
-        while self.kinds[node] in (NORM, ELEMENTWISE, POOL, SLICE, FLATTEN):
-            node = node.all_input_nodes[0]
-        return node
-
-
-def exact() -> contextlib.AbstractContextManager[None]:
-    """Context without TF32, which keeps 10 bits of a product: too few to show networks equal, or to
-    tell what rank a map has. It is torch's default for convolutions on a GPU."""
-    flags: contextlib.AbstractContextManager[None] = torch.backends.cudnn.flags(
-        enabled=True, allow_tf32=False
-    )
-    return flags
-
-
-@contextlib.contextmanager
-def evaluating(*models: nn.Module) -> Iterator[None]:
-    """Eval mode inside; every module's own mode again afterwards."""
-    modes = {module: module.training for model in models for module in model.modules()}
-    try:
-        for model in models:
-            model.eval()
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    def called(self, node: fx.Node) -> nn.Module | None:
+        """The module that a node calls, None where it is no call of a module."""
+        return self.module.get_submodule(str(node.target)) if node.op == "call_module" else None
 
 
 def trace(model: nn.Module) -> ChannelGraph:
@@ -124,25 +95,51 @@ def trace(model: nn.Module) -> ChannelGraph:
             ) from error
     modules = dict(traced.named_modules())
     calls = Counter(str(n.target) for n in traced.graph.nodes if n.op == "call_module")
-    twice = {name for name, count in calls.items() if count > 1} | _shared_parameters(modules)
+    shared = {name for name, count in calls.items() if count > 1} | _shared_parameters(modules)
     kinds: dict[fx.Node, str] = {}
     flat: set[fx.Node] = set()
     for node in traced.graph.nodes:
         kind = kind_of(node, modules)
-        repeated = kind in (CONV, DEPTHWISE, NORM, LINEAR) and node.target in twice
+        # No filter can be taken from one call alone of a layer that is called twice.
+        repeated = kind in (CONV, DEPTHWISE, NORM, LINEAR) and node.target in shared
         kinds[node] = OPAQUE if repeated or not _fits(node, kind, flat, modules) else kind
         if _flattens(node, kinds[node], flat):
             flat.add(node)
-    kept_full = _kept_full(kinds, flat, modules, twice)
-    replaced = overwritten(kinds, modules)
-    return ChannelGraph(traced, kinds, flat, replaced, kept_full, tuple(_projections(kinds)))
+    return ChannelGraph(traced, kinds, flat, _overwritten(kinds, modules), shared)
+
+
+class InplaceProxy(fx.Proxy):
+    """Records `x += y` as what it is: torch.fx's own proxy takes some of these for `x = x + y`."""
+
+
+def _recorded(target: Any) -> Any:
+    def method(self: fx.Proxy, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", target, (self, other), {})
+
+    return method
+
+
+for _target in (*TWINS, operator.ipow, operator.ifloordiv, operator.imod):
+    setattr(InplaceProxy, f"__{_target.__name__}__", _recorded(_target))
+
+
+class InplaceTracer(fx.Tracer):
+    """torch.fx's tracer, with proxies that see what is overwritten."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """torch's own layers, and those of a network that is compact already."""
+        ours = isinstance(m, BorderConv2d | Expand | Pick)
+        return ours or super().is_leaf_module(m, module_qualified_name)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return InplaceProxy(node, self)
 
 
 def _where(error: Exception) -> str:
     """The line of the network's own code that an error came up in."""
-    own = (str(Path(torch.__file__).parent), str(Path(__file__).parent / "overwriting"))
+    tracing = (str(Path(torch.__file__).parent), __file__)
     frames = traceback.extract_tb(error.__traceback__)
-    lines = [f for f in frames if not f.filename.startswith(own) and f.filename != __file__]
+    lines = [frame for frame in frames if not frame.filename.startswith(tracing)]
     return f" at {lines[-1].filename}:{lines[-1].lineno} ({lines[-1].line})" if lines else ""
 
 
@@ -172,64 +169,45 @@ def _shared_parameters(modules: dict[str, nn.Module]) -> set[str]:
     return {name for names in owners.values() if len(names) > 1 for name in names}
 
 
-def _kept_full(
-    kinds: dict[fx.Node, str],
-    flat: set[fx.Node],
-    modules: dict[str, nn.Module],
-    twice: set[str],
-) -> dict[str, str]:
-    """Why each convolution that cannot be pruned cannot: convolution -> reason."""
-    reasons: dict[str, str] = {}
-    writers: dict[fx.Node, set[str]] = {}  # whose filters this node's channels are
-    for node, kind in kinds.items():
-        name = str(node.target)
-        carried = set().union(*(writers.get(n, set()) for n in node.all_input_nodes))
-        if kind == OUTPUT:
-            reasons.update(dict.fromkeys(carried, "its filters are outputs of the network"))
-        elif kind == OPAQUE and carried and not reads_no_channels(node, flat):
-            reason = f"its channels go into {node.name}, which pruning does not understand"
-            reasons.update(dict.fromkeys(carried, reason))
-        writers[node] = set() if kind in (OPAQUE, LINEAR) else carried
-        if kind == CONV:
-            writers[node] = {name}
-        elif kind == DEPTHWISE:
-            writers[node] = {name, *carried}
-        elif node.op == "call_module" and isinstance(modules[name], nn.Conv2d):
-            reasons[name] = _strange(modules[name], name in twice)
-    return reasons
+def _overwritten(
+    nodes: Iterable[fx.Node], modules: dict[str, nn.Module]
+) -> dict[fx.Node, list[fx.Node]]:
+    """Which earlier results an operation replaces: operation -> nodes that are its argument.
+
+    Raises GraphError where a part of what is overwritten, or what it is a part of, is read again:
+    that one would have changed as well, and here nothing is overwritten.
+    """
+    order = {node: place for place, node in enumerate(nodes)}
+    whole: dict[fx.Node, fx.Node] = {}  # the first name of the same tensor
+    storage: dict[fx.Node, fx.Node] = {}  # the first name of the memory that it lies in
+    replaced: dict[fx.Node, list[fx.Node]] = defaultdict(list)
+    for node in order:
+        source = node.all_input_nodes[0] if node.all_input_nodes else node
+        overwrites = inplace(node, modules)
+        same = overwrites or _gives_back(node, modules)
+        whole[node] = whole[source] if same and source is not node else node
+        viewed = same or _name(node) in _VIEWS
+        storage[node] = storage[source] if viewed and source is not node else node
+        for other in storage if overwrites else ():
+            if storage[other] is not storage[node] or other is node:
+                continue
+            if whole[other] is whole[node]:
+                replaced[node].append(other)
+            elif any(order[user] > order[node] for user in other.users):
+                raise GraphError(
+                    f"{node.name} overwrites memory that {other.name} shares and that is read "
+                    "again: write to a copy (x = x + y in place of x += y, inplace=False)"
+                )
+    return replaced
 
 
-def _strange(conv: nn.Module, twice: bool) -> str:
-    if twice:
-        return "its weight is used twice"
-    if hooked(conv):
-        return "it has a hook"
-    if type(conv) is not nn.Conv2d or getattr(conv, "groups", 1) == 1:
-        return "not a plain convolution"
-    return "a grouped convolution"
+def _name(node: fx.Node) -> str:
+    if node.op == "call_method":
+        return str(node.target)
+    return getattr(node.target, "__name__", "") if node.op == "call_function" else ""
 
 
-def _projections(kinds: dict[fx.Node, str]) -> Iterator[str]:
-    """Convolutions that reach an add alone, beside a branch of two or more from the same input."""
-    for node, kind in kinds.items():
-        if kind != ADD:
-            continue
-        inputs = node.all_input_nodes
-        for branch, other in (inputs, inputs[::-1]) if len(inputs) == 2 else ():
-            while kinds[branch] == NORM:
-                branch = branch.all_input_nodes[0]
-            if kinds[branch] != CONV or _depth(other, branch, kinds) >= 0:
-                continue  # no convolution, or one that both operands come through
-            if _depth(other, branch.all_input_nodes[0], kinds) >= 2:
-                yield str(branch.target)
-
-
-def _depth(node: fx.Node, source: fx.Node, kinds: dict[fx.Node, str]) -> float:
-    """Most convolutions on a way from `source` to `node`, -inf where there is none."""
-    depth: dict[fx.Node, float] = {}
-    for n in kinds:  # in the order of execution
-        above = max((depth[i] for i in n.all_input_nodes), default=-float("inf"))
-        depth[n] = 0 if n is source else above + (kinds[n] == CONV)
-        if n is node:
-            break
-    return depth[node]
+def _gives_back(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    if node.op == "call_module":
+        return isinstance(modules[str(node.target)], _SAME)
+    return node.target in _SAME_FUNCTIONS

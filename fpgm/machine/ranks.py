@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from fpgm.errors import Error
+from fpgm.machine import processes
 from fpgm.machine.device import choose_device
 
 # One that has died is noticed at once, by its connection or torchrun; this is how long the others
@@ -47,7 +48,7 @@ def join(device: str) -> Ranks:
 
     device: auto, cpu or cuda, as configured.
     """
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    world = processes.count()
     if world == 1:
         return ALONE
     cuda = choose_device(device).type == "cuda"
@@ -64,6 +65,17 @@ def join(device: str) -> Ranks:
         # What is no tensor goes through gloo: nccl has the GPU spin while it waits.
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
     return Ranks(dist.get_rank(), world, local)
+
+
+def together(device: str, work: Callable[[Ranks], None], wanted: bool) -> None:
+    """Call `work` in every process of this run, where the first one wants it done.
+
+    device: see join. None leaves before the first is through: what it writes is there for all.
+    """
+    ranks = join(device)
+    if from_first(wanted, ranks):
+        work(ranks)
+    from_first(None, ranks)
 
 
 def check_batch(batch_size: int, ranks: Ranks) -> None:
@@ -119,8 +131,8 @@ def spread(module: nn.Module, ranks: Ranks) -> nn.Module:
     """A module whose backward pass leaves the gradients' mean over all ranks."""
     if ranks.world == 1:
         return module
-    own = [ranks.local] if next(module.parameters()).is_cuda else None
-    net = nn.parallel.DistributedDataParallel(module, device_ids=own)
+    gpu = [ranks.local] if next(module.parameters()).is_cuda else None
+    net = nn.parallel.DistributedDataParallel(module, device_ids=gpu)
     net.broadcast_buffers = False  # once an epoch is enough, see share_buffers
     return net
 
@@ -138,9 +150,9 @@ def check_agreement(keep: Mapping[str, Tensor], ranks: Ranks) -> None:
     digest = hashlib.sha256()
     for name in sorted(keep):
         digest.update(name.encode() + keep[name].cpu().numpy().tobytes())
-    found: list[Any] = [None] * ranks.world
-    dist.all_gather_object(found, digest.hexdigest())
-    other = next((rank for rank, one in enumerate(found) if one != found[0]), None)
+    digests: list[Any] = [None] * ranks.world
+    dist.all_gather_object(digests, digest.hexdigest())
+    other = next((rank for rank, one in enumerate(digests) if one != digests[0]), None)
     if other is not None:
         raise Error(f"rank {other} has selected other filters than rank 0")
 

@@ -1,1 +1,51 @@
-"""What happens to filters while the network trains."""
+"""What happens to filters while the network trains: METHODS, by name.
+
+A new one is a class derived from Method in a file of this package, with a `name`, and a YAML:
+configs/schedule for the one that owns `keep`, configs/method for those that act beside it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+from fpgm.errors import Error
+from fpgm.methods.method import Goal, Method, Schedule, Task, Trained
+
+__all__ = ["METHODS", "Goal", "Method", "Schedule", "Task", "Trained", "named"]
+
+METHODS: dict[str, type[Method]] = {}
+
+for _module in pkgutil.iter_modules(__path__):
+    for _value in vars(importlib.import_module(f"{__name__}.{_module.name}")).values():
+        if isinstance(_value, type) and issubclass(_value, Method) and "name" in vars(_value):
+            METHODS[_value.name] = _value
+
+
+def named(name: str, group: str) -> type[Method]:
+    """The method of a name in METHODS, or package.module:Class of your own. Raises Error.
+
+    group: `schedule` for those that own the selection, `method` for those beside them.
+    """
+    owners = {n: issubclass(m, Schedule) for n, m in METHODS.items()}
+    fitting = sorted(n for n, owns in owners.items() if owns == (group == "schedule"))
+    module, separator, attribute = name.partition(":")
+    if name in METHODS:
+        method = METHODS[name]
+    elif not separator:
+        choices = ", ".join(fitting)
+        raise Error(f"{group}={name}: choose one of {choices}, or module:Class of your own")
+    else:
+        try:
+            method = getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            raise Error(
+                f"{group}={name}: cannot be imported ({error}); PYTHONPATH=. finds the modules of "
+                "this directory"
+            ) from error
+    if not (isinstance(method, type) and issubclass(method, Method)):
+        raise Error(f"{group}={name}: is no method; derive it from fpgm.methods.Method")
+    if issubclass(method, Schedule) != (group == "schedule"):
+        other = "method" if group == "schedule" else "schedule"
+        raise Error(f"{group}={name}: goes with {other}=; here choose one of {', '.join(fitting)}")
+    return method

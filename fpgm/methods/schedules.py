@@ -1,46 +1,100 @@
-"""When to prune, how hard, whether pruned filters may move; and the learning rate.
-
-frozen      the published FPGM code: zeroed before the first epoch, selected and zeroed again after
-            every epoch, and the gradients of pruned filters masked (default)
-soft        SFP, FPGM's Algorithm 1 as printed: the same, but pruned filters go on learning
-asymptotic  ASFP: soft, at a rate that grows to the one asked for
-hard        PFEC: selected once on a trained network, then fine-tuned with pruned filters at zero
-"""
+"""The papers' schedules: when to prune, how hard, and whether pruned filters may move."""
 
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
-from fpgm.config import Optimizer, Schedule
-
-
-def rate_before(schedule: Schedule, rate: float) -> float | None:
-    """The rate at which to prune before the first epoch, None if not at all."""
-    if schedule.name == "hard" or settled(schedule, 0, 1):
-        return rate
-    return rate if schedule.zero_at_start and schedule.name != "asymptotic" else None
+from fpgm.methods.method import Goal, Task
+from fpgm.methods.zeroing import Interval, Recalibrate, Settle, Zeroing
 
 
-def rate_after(schedule: Schedule, epoch: int, epochs: int, rate: float) -> float | None:
-    """The rate at which to select again after `epoch` (from 0), None if the selection stays."""
-    if schedule.name == "hard" or settled(schedule, epoch, epochs):
+class Frozen(Zeroing):
+    """The published FPGM code: zeroed before the first epoch, selected and zeroed again after every
+    epoch, and the gradients of pruned filters masked.
+
+    train_compact: whether the compact network is trained where that takes the same steps.
+    """
+
+    name: ClassVar[str] = "frozen"
+
+    def __init__(
+        self,
+        task: Task,
+        *,
+        interval: Interval = 1,
+        zero_at_start: bool = True,
+        reset_momentum: bool = True,
+        settle: Settle = 1.0,
+        recalibrate: Recalibrate = 0,
+        train_compact: bool = True,
+    ) -> None:
+        super().__init__(
+            task, interval=interval, zero_at_start=zero_at_start, reset_momentum=reset_momentum,
+            settle=settle, recalibrate=recalibrate,
+        )  # fmt: skip
+        self._train_compact = train_compact
+
+    def masked(self, epoch: int) -> bool:
+        return True
+
+    @property
+    def still(self) -> bool:
+        return self.zero_at_start and self._train_compact
+
+
+class Soft(Zeroing):
+    """The published SFP code: as frozen, but pruned filters go on learning until they are zeroed
+    again. With zero_at_start=false (schedule=printed) SFP and FPGM's Algorithm 1 as printed."""
+
+    name: ClassVar[str] = "soft"
+
+
+class Asymptotic(Zeroing):
+    """ASFP: soft, at a rate that grows to the one asked for."""
+
+    name: ClassVar[str] = "asymptotic"
+
+    def __init__(
+        self,
+        task: Task,
+        *,
+        interval: Interval = 1,
+        reset_momentum: bool = False,
+        settle: Settle = 1.0,
+        recalibrate: Recalibrate = 0,
+    ) -> None:
+        super().__init__(
+            task, interval=interval, zero_at_start=False, reset_momentum=reset_momentum,
+            settle=settle, recalibrate=recalibrate,
+        )  # fmt: skip
+
+    def share_after(self, epoch: int) -> float | None:
+        share = super().share_after(epoch)
+        if share is None or self.last(epoch):
+            return share
+        return asymptotic(epoch, self.task.epochs - 1, 1.0)
+
+
+class Hard(Zeroing):
+    """PFEC: selected once on a trained network, then fine-tuned with pruned filters at zero."""
+
+    name: ClassVar[str] = "hard"
+
+    def __init__(self, task: Task, *, recalibrate: Recalibrate = 0) -> None:
+        super().__init__(task, recalibrate=recalibrate)
+
+    def share_after(self, epoch: int) -> float | None:
         return None
-    last = epoch == epochs - 1 or settled(schedule, epoch + 1, epochs)  # it stays as it is then
-    if (epoch + 1) % schedule.interval and not last:
-        return None
-    if schedule.name == "asymptotic" and not last:
-        return asymptotic(epoch, epochs - 1, rate)
-    return rate
 
+    def masked(self, epoch: int) -> bool:
+        return True
 
-def settled(schedule: Schedule, epoch: int, epochs: int) -> bool:
-    """Whether by `epoch` the selection is fixed for good (`schedule.settle`, a share of epochs)."""
-    return schedule.settle < 1 and epoch >= math.ceil(schedule.settle * epochs)
-
-
-def masked(schedule: Schedule, epoch: int, epochs: int) -> bool:
-    """Whether pruned filters get no gradient during `epoch`."""
-    return schedule.name in ("frozen", "hard") or settled(schedule, epoch, epochs)
+    @classmethod
+    def problems(cls, goal: Goal, from_scratch: bool) -> list[str]:
+        if goal.prunes and from_scratch:
+            return ["schedule=hard: prunes a trained network, name it with pretrained=RUN_DIR"]
+        return []
 
 
 def asymptotic(t: float, last: float, rate: float) -> float:
@@ -55,10 +109,3 @@ def asymptotic(t: float, last: float, rate: float) -> float:
         x = 0.25 + 0.75 * x**8
     decay = -8 * math.log(x)
     return rate * (1 - math.exp(-decay * t / last)) / (1 - math.exp(-decay))
-
-
-def learning_rate(optimizer: Optimizer, epoch: int, epochs: int) -> float:
-    """Steps at the milestones (shares of the epochs); a tenth during the warm-up."""
-    passed = sum(epoch + 1e-9 >= share * epochs for share in optimizer.milestones)
-    warming = epoch < optimizer.warmup_epochs
-    return optimizer.lr * optimizer.gamma**passed * (0.1 if warming else 1.0)

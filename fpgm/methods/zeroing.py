@@ -1,237 +1,277 @@
-"""The pruned filters of a network in training: chosen, zeroed, held still, and watched."""
+"""Filters chosen, zeroed and held: what all schedules of the papers have in common."""
 
 from __future__ import annotations
 
 import copy
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import replace
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 
-from fpgm.compaction.compact import compact
-from fpgm.config import Config
-from fpgm.criteria.evidence import NEEDS, Batches, Evidence, gather, require
-from fpgm.errors import BudgetError
+from fpgm.compaction.constants import analyse
+from fpgm.criteria import Criterion
+from fpgm.criteria.evidence import Evidence, gather, require
+from fpgm.errors import BudgetError, Error
 from fpgm.graph.cost import cost
-from fpgm.graph.groups import prunable
 from fpgm.graph.trace import trace
-from fpgm.machine.ranks import ALONE, Ranks, from_first
-from fpgm.methods import schedules
-from fpgm.methods.compacted import Compacted
+from fpgm.machine.ranks import check_agreement, from_first
+from fpgm.methods.method import Goal, Schedule, Task
+from fpgm.methods.watch import Watch
 from fpgm.selection.budget import LARGEST, rate_nearest, rate_under
-from fpgm.selection.select import highest, pruned, score, zero_
+from fpgm.selection.select import all_tied, highest, score
+from fpgm.selection.zero import pruned, zero_
+
+Interval = Annotated[int, Field(ge=1, examples=["1"])]
+Settle = Annotated[float, Field(ge=0, le=1, examples=["0.6"])]
+Recalibrate = Annotated[int, Field(ge=0, examples=["100"])]
+Keep = dict[str, Tensor]
+Scores = dict[str, Tensor]
 
 
-class Pruning:
-    """State: `keep`, convolution -> kept filters, and which pruned filters have seen a gradient."""
+class Zeroing(Schedule):
+    """Selects after epochs, zeroes what is not kept, and watches it.
+
+    State: keep; scores, layer -> (n,) of the filters that had any when they were last selected;
+    rate, the full one, once it is known.
+    Schedules say when and how hard (`share_before`, `share_after`, of the full rate) and during
+    which epochs pruned filters get no gradient (`masked`).
+
+    interval: epochs between two selections; zero_at_start: whether there is one before the first
+    epoch; reset_momentum: whether that of pruned filters is cleared; settle: share of the epochs
+    after which the selection stays and is masked, 1 = never; recalibrate: batches of training
+    images on which BatchNorm is estimated again after the last zeroing.
+    """
 
     def __init__(
         self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        config: Config,
-        image: tuple[int, int, int],
-        batches: Callable[[], Batches] = tuple,
-        ranks: Ranks = ALONE,
+        task: Task,
+        *,
+        interval: Interval = 1,
+        zero_at_start: bool = True,
+        reset_momentum: bool = True,
+        settle: Settle = 1.0,
+        recalibrate: Recalibrate = 0,
     ) -> None:
-        """image: (C, H, W); batches: those that a criterion which looks at data is shown at each
-        selection. Raises Error where the network lacks what the criterion looks at."""
-        self.model = model
-        self.optimizer = optimizer
-        self.config = config
-        self.image = image
-        self.prunable = prunable(trace(model), config.residual)
-        self.rate: float | None = None  # the full rate, once it is known
-        self.scores: dict[str, Tensor] = {}  # layer -> (N,) of the last selection
-        self._batches, self._ranks = batches, ranks
-        self._evidence: Evidence | None = None  # of the weights as they stand, once it is gathered
-        if config.criterion.name in NEEDS and (config.rate or config.macs_target):
-            require(model, config.criterion.name, self.prunable.layers)
-        self._compacted: Compacted | None = None  # what is trained in place of `model`
-        self.choose(0.0)
+        """Raises Error where the network lacks what the criterion looks at."""
+        super().__init__(task)
+        self.interval, self.zero_at_start, self.settle = interval, zero_at_start, settle
+        self._reset_momentum, self._recalibrate = reset_momentum, recalibrate
+        self.rate: float | None = None
+        self.scores: Scores = {}
+        self._evidence: Evidence | None = None  # of the weights as they stand, once gathered
+        if task.goal.prunes and self._criterion.views:
+            require(self._model, self._criterion.name, self.task.prunable.layers)
+        self.use(self._everything())
 
-    def choose(self, rate: float) -> None:
-        """Select at `rate` on the current weights; nothing is zeroed yet."""
-        self.use(self.selection(rate, self.config.align if rate else 1))
+    # What the schedules differ in.
 
-    def selection(self, rate: float, align: int) -> dict[str, Tensor]:
-        """The filters to keep at `rate` by the current weights."""
-        c = self.config
-        if rate == 0:
-            filters = {n: self.model.get_submodule(n).weight for n in self.prunable.layers}
-            return {name: torch.arange(len(own)) for name, own in filters.items()}  # type: ignore[arg-type]
-        if self._evidence is None:
-            self._evidence = self._gathered()
-        if c.scope == "global":  # a search for the rate that meets macs_target goes beyond
-            rate = min(rate, 1 - c.floor)
-        groups, own = self.prunable.groups, c.criterion
-        scores = score(
-            self.model, own.name, rate, groups, c.seed, c.scope, self._evidence, **own.options()
-        )
-        self.scores = {name: values.cpu() for name, values in scores.items()}
-        return highest(self.scores, rate, groups, align, c.scope, c.scope_norm, c.floor)
+    def share_before(self) -> float | None:
+        """The share of the full rate at which to prune before the first epoch, None: not at all."""
+        return 1.0 if self.zero_at_start or self.settled(0) else None
 
-    def _gathered(self) -> Evidence:
-        """What the criterion looks at beside the weights: the first rank's, so that all agree."""
-        name, layers = self.config.criterion.name, self.prunable.layers
-        own: Evidence = {}
-        if name in NEEDS and self._ranks.first:
-            own = gather(self.model, [name], self._batches(), layers)
-        shared: Evidence = from_first(own, self._ranks) if name in NEEDS else own
-        return shared
+    def share_after(self, epoch: int) -> float | None:
+        """The share of the full rate at which to select again, None where the selection stays."""
+        if self.settled(epoch):
+            return None
+        # The published code selects after epochs 1, 1 + k, 1 + 2k, ... and the last.
+        return 1.0 if epoch % self.interval == 0 or self.last(epoch) else None
 
-    def finite_scores(self) -> dict[str, Tensor]:
-        """Of the selection after the last epoch, if there was one: layer -> scores of its filters,
-        but of those that were pruned already and have none."""
-        finite = {name: own[own.isfinite()].cpu() for name, own in self.scores.items()}
-        return {name: own for name, own in finite.items() if len(own)}
+    def masked(self, epoch: int) -> bool:
+        """Whether pruned filters get no gradient during `epoch`."""
+        return self.settled(epoch)
 
-    def full_rate(self) -> float:
-        """The rate that the run asks for: as given, or found on the compact network's MACs.
+    def settled(self, epoch: int) -> bool:
+        """Whether by `epoch` the selection is fixed for good."""
+        return self.settle < 1 and epoch >= math.ceil(self.settle * self.task.epochs)
 
-        A rate is found once, for every selection of the run, but where the MACs depend on which
-        filters go (the streams' widths, or one ranking over all layers) and these may change.
-        """
-        c = self.config
-        moving = c.schedule.name in ("soft", "asymptotic") or not c.schedule.zero_at_start
-        if self.rate is None or (moving and (c.residual == "independent" or c.scope == "global")):
-            self.rate = self._found_rate()
-        return self.rate
+    def last(self, epoch: int) -> bool:
+        """Whether the selection stays as it is after this epoch."""
+        return epoch == self.task.epochs - 1 or self.settled(epoch + 1)
 
-    def _found_rate(self) -> float:
-        c = self.config
-        if c.macs_target is None and (c.align == 1 or c.rate == 0):
-            return c.rate
-        model = copy.deepcopy(self.model).cpu()  # compaction waits for every small result
-
-        def macs(rate: float, align: int = c.align) -> int:
-            return cost(compact(model, self.selection(rate, align)), self.image).macs
-
-        if c.macs_target is None:
-            return rate_nearest(macs(c.rate, 1), macs)
-        dense = cost(model, self.image).macs
-        try:
-            return rate_under(c.macs_target * dense, macs)
-        except BudgetError as error:
-            least = math.ceil(1e3 * macs(LARGEST) / dense) / 1e3
-            floor = f" scope=global floor={c.floor}" if c.scope == "global" else ""
-            raise BudgetError(
-                f"macs_target={c.macs_target}: not to be reached with residual={c.residual} "
-                f"align={c.align}{floor}, {error}; the least is macs_target={least}"
-            ) from error
-
-    def use(self, keep: Mapping[str, Tensor]) -> None:
-        """Take over a selection."""
-        self.keep = {name: kept.cpu() for name, kept in keep.items()}
-        self._weights: dict[str, Tensor] = {}
-        for name in keep:
-            weight = self.model.get_submodule(name).weight
-            assert isinstance(weight, Tensor)
-            self._weights[name] = weight
-        self._masks = pruned(self.model, keep)
-        self.watch(self._compacted)
-
-    def watch(self, compacted: Compacted | None) -> None:
-        """Say which network is trained: the compact one, or None for the one at full width."""
-        self._compacted = compacted
-        network = self.model if compacted is None else compacted.network
-        norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d) and m.affine]
-        self._scales = [norm.weight for norm in norms]
-        # Of the layers that have pruned filters, in lists for torch's foreach operations.
-        self._watched: list[Tensor] = []  # the weights that are trained
-        self._kept: list[Tensor] = []  # 0 where a filter is pruned, else 1
-        self._seen: list[Tensor] = []  # gradients so far, their absolute values summed
-        for name, mask in self._masks.items():
-            weight = network.get_submodule(name).weight
-            assert isinstance(weight, Tensor)
-            own = mask if compacted is None else mask[compacted.rows(name)]
-            if own.any():
-                self._watched.append(weight)
-                self._kept.append(torch.ones_like(weight).masked_fill_(own.view(-1, 1, 1, 1), 0))
-                self._seen.append(torch.zeros_like(weight))
-
-    @property
-    def count(self) -> int:
-        """How many filters are pruned."""
-        return sum(int(mask.sum()) for mask in self._masks.values())
+    # The moments.
 
     def start(self) -> None:
-        """Before the first epoch."""
-        rate = schedules.rate_before(self.config.schedule, self.full_rate())
-        if rate is not None:
-            self.choose(rate)
-            zero_(self.model, self.keep)
+        share = self.share_before()
+        if share is not None:
+            self._refuse_ties(self._choose(share * self.full_rate()))
+            zero_(self._model, self.keep)
 
-    def start_epoch(self) -> None:
-        """Forget which pruned filters have seen a gradient."""
-        for seen in self._seen:
-            seen.zero_()
+    def before_epoch(self, epoch: int) -> None:
+        self._masked = self.masked(epoch)
+        # What is trained may have been exchanged.
+        self._watch = Watch(self._model, self._masks, self.task.trained)
 
-    @torch.no_grad()
-    def after_backward(self, masked: bool) -> None:
-        """Note which pruned filters a gradient reaches and, if `masked`, take it from them.
-
-        Network Slimming's penalty is added to the gradients of BatchNorm's scales, where asked for.
-        """
-        if self.config.criterion.slimming:
-            for scale in self._scales:
-                assert scale.grad is not None
-                scale.grad.add_(scale.sign(), alpha=self.config.criterion.slimming)
-        gradients = [weight.grad for weight in self._watched if weight.grad is not None]
-        assert len(gradients) == len(self._watched)
-        # A few launches for all layers: one by one they take a GPU as long as a forward pass.
-        if gradients:
-            torch._foreach_add_(self._seen, torch._foreach_abs(gradients))
-            if masked:
-                torch._foreach_mul_(gradients, self._kept)
-
-    @torch.no_grad()
-    def revived(self) -> int:
-        """Pruned filters whose weight has left zero."""
-        moved = (self._weights[n].flatten(1).any(1) & mask for n, mask in self._masks.items())
-        return sum(int(m.sum()) for m in moved)
-
-    def dead(self) -> int:
-        """Pruned filters that no gradient reached since `start_epoch`."""
-        reached = (
-            seen.flatten(1).any(1) & ~kept.flatten(1).any(1)
-            for seen, kept in zip(self._seen, self._kept, strict=True)
-        )
-        return self.count - sum(int(filters.sum()) for filters in reached)
+    def after_backward(self) -> None:
+        self._watch.after_backward(self._masked)
 
     def after_epoch(self, epoch: int) -> dict[str, Any]:
         """Select again and zero, as the schedule says. Returns what happened, for the history.
 
-        pruned, revived, dead: of the filters that were pruned during the epoch; churn: share of
-        those pruned now that were not then; changed: whether any weight was, so that the accuracy
-        must be measured again.
+        churn: share of the filters pruned now that were not during the epoch; pruned, revived,
+        dead: of those that were; changed: whether any weight was, so that the accuracy must be
+        measured again. Raises Error where the processes of a run do not agree.
         """
-        schedule, epochs = self.config.schedule, self.config.epochs
-        held = {"pruned": self.count, "revived": self.revived(), "dead": self.dead()}
-        churn = 0.0
-        old = self._masks
-        rate = schedules.rate_after(schedule, epoch, epochs, 1.0)  # a share of the full rate
-        self.scores = {}
-        if rate is not None:
-            self._evidence = None
-            self.choose(rate * self.full_rate())
-            new = sum(int((mask & ~old[name]).sum()) for name, mask in self._masks.items())
-            churn = new / self.count if self.count else 0.0
-        changed = self.revived() > 0
-        if changed and (rate is not None or schedules.masked(schedule, epoch, epochs)):
-            zero_(self.model, self.keep)
-        else:
-            changed = False
-        settling = schedules.settled(schedule, epoch + 1, epochs)
-        if rate is not None and (schedule.reset_momentum or settling):
+        watch = self._watch
+        columns = {"pruned": watch.pruned, "revived": watch.revived(), "dead": watch.dead()}
+        churn, before = 0.0, self._masks
+        share = self.share_after(epoch)
+        self.scores, self._evidence = {}, None
+        if share is not None:
+            self._choose(share * self.full_rate())
+            churn = self.watch().churn(before)
+        # Where nothing has left zero there is nothing to zero and to measure again.
+        changed = self.watch().revived() > 0 and (share is not None or self._masked)
+        if changed:
+            zero_(self._model, self.keep)
+        if share is not None and (self._reset_momentum or self.settled(epoch + 1)):
             self._clear_momentum()
-        return {"churn": churn, **held, "changed": changed}
+        check_agreement(self.keep, self.task.ranks)
+        return {"churn": churn, **columns, "changed": changed}
+
+    def finish(self) -> None:
+        """Estimate all BatchNorm statistics again, on training images as they are."""
+        if self._recalibrate:
+            update_bn((images for images, _ in self.task.batches(self._recalibrate)), self._model)
+
+    def state(self) -> dict[str, Any]:
+        return {"keep": self.keep, "rate": self.rate, "scores": self.scores}
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        self.use(state["keep"])
+        self.rate, self.scores = state["rate"], dict(state["scores"])
+
+    # The selection.
+
+    @property
+    def _model(self) -> nn.Module:
+        return self.task.full.network
+
+    @property
+    def _criterion(self) -> Criterion:
+        return self.task.goal.rule.scored_by
+
+    def use(self, keep: Mapping[str, Tensor]) -> None:
+        """Take over a selection; nothing is zeroed yet."""
+        self.keep = {name: kept.cpu() for name, kept in keep.items()}
+        self._masks = pruned(self._model, keep)
+
+    def watch(self) -> Watch:
+        """Of the selection as it is, on the network at full width."""
+        return Watch(self._model, self._masks, self.task.full)
+
+    def expected(self) -> Keep:
+        """What would be kept at the full rate by the weights as they stand. Changes nothing."""
+        return self._selected(self.full_rate(), self.task.goal.rule.align)[0]
+
+    def full_rate(self) -> float:
+        """The rate that the run asks for: as given, or found on the compact network's MACs.
+
+        It is found once, for every selection of the run, but where the MACs depend on which
+        filters go (the streams' widths, or one ranking over all layers) and these may change.
+        """
+        goal = self.task.goal
+        moving = not self.masked(0) or not self.zero_at_start
+        depends = goal.residual == "independent" or goal.rule.scope == "global"
+        if self.rate is None or (moving and depends):
+            self.rate = self._found_rate()
+        return self.rate
+
+    def _found_rate(self) -> float:
+        goal, image = self.task.goal, self.task.image_shape
+        if goal.macs_target is None and (goal.rule.align == 1 or goal.rate == 0):
+            return goal.rate
+        # On the CPU: the analysis looks at every small result.
+        graph = trace(copy.deepcopy(self._model).cpu())
+        dense = cost(graph.module, image)
+
+        def macs(rate: float, align: int = goal.rule.align) -> int:
+            return analyse(graph, self._selected(rate, align)[0]).macs(dense)
+
+        if goal.macs_target is None:
+            return rate_nearest(macs(goal.rate, 1), macs)
+        return rate_for(goal, dense.macs, macs)
+
+    def _choose(self, rate: float) -> Scores:
+        """Select at `rate` on the current weights; nothing is zeroed yet. Returns all scores."""
+        keep, scores = self._selected(rate, self.task.goal.rule.align)
+        self.use(keep)
+        # Filters that were pruned already have none.
+        finite = {name: values[values.isfinite()] for name, values in scores.items()}
+        self.scores = {name: values for name, values in finite.items() if len(values)}
+        return scores
+
+    def _selected(self, rate: float, align: int) -> tuple[Keep, Scores]:
+        """The filters to keep at `rate` by the current weights, and the scores that say so."""
+        goal = self.task.goal
+        if rate == 0:
+            return self._everything(), {}
+        if self._evidence is None:
+            self._evidence = self._gathered()
+        rule = replace(goal.rule, align=align)
+        if rule.scope == "global":  # a search for the rate that meets macs_target goes beyond
+            rate = min(rate, 1 - rule.floor)
+        scores = score(self._model, rule, rate, self.task.prunable.groups, self._evidence)
+        scores = {name: values.cpu() for name, values in scores.items()}
+        return highest(scores, rule, rate, self.task.prunable.groups), scores
+
+    def _everything(self) -> Keep:
+        weights = {
+            name: self._model.get_submodule(name).weight for name in self.task.prunable.layers
+        }
+        return {name: torch.arange(len(weight)) for name, weight in weights.items()}  # type: ignore[arg-type]
+
+    def _gathered(self) -> Evidence:
+        """What the criterion looks at beside the weights: the first rank's, so that all agree."""
+        if not self._criterion.views:
+            return {}
+        evidence: Evidence = {}
+        if self.task.ranks.first:
+            names = [self._criterion.name]
+            evidence = gather(self._model, names, self.task.shown(), self.task.prunable.layers)
+        shared: Evidence = from_first(evidence, self.task.ranks)
+        return shared
+
+    def _refuse_ties(self, scores: Scores) -> None:
+        """A criterion that tells nothing must not choose by index in silence.
+
+        Raises Error where training could help, and warns where it has been done.
+        """
+        tied = all_tied(scores)
+        if not tied or not self._criterion.views:  # of two weights' distances both are the same
+            return
+        line = f"criterion={self._criterion.name}: all filters of {tied[0]} have one score"
+        more = f" (and {len(tied) - 1} more layers)" if tied[1:] else ""
+        if self.task.from_scratch:
+            raise Error(
+                f"{line}{more}, so that there is nothing to choose by before the network is "
+                "trained; name a trained one with pretrained=RUN_DIR"
+            )
+        self.task.warn(f"{line}{more}: the lowest indices go first")
 
     @torch.no_grad()
     def _clear_momentum(self) -> None:
         for name, mask in self._masks.items():
-            buffer = self.optimizer.state[self._weights[name]].get("momentum_buffer")
+            weight: Any = self._model.get_submodule(name).weight
+            buffer = self.task.full.optimizer.state[weight].get("momentum_buffer")
             if buffer is not None:
                 buffer[mask] = 0
+
+
+def rate_for(goal: Goal, dense: int, macs: Callable[[float], int]) -> float:
+    """The least rate that meets goal.macs_target of the `dense` MACs. Raises BudgetError that names
+    the least target which can be met."""
+    rule = goal.rule
+    try:
+        return rate_under((goal.macs_target or 1) * dense, macs)
+    except BudgetError as error:
+        least = math.ceil(1e3 * macs(LARGEST) / dense) / 1e3
+        floor = f" scope=global floor={rule.floor}" if rule.scope == "global" else ""
+        raise BudgetError(
+            f"macs_target={goal.macs_target}: not to be reached with residual={goal.residual} "
+            f"align={rule.align}{floor}, {error}; the least is macs_target={least}"
+        ) from error

@@ -89,9 +89,12 @@ class Vgg16(nn.Module):
             nn.Linear(512, num_classes),
         )
         self.apply(_initialise)
+        # As the FPGM code starts it; BatchNorm1d as torch does.
         for module in self.modules():
-            if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
+            if isinstance(module, nn.BatchNorm2d):
                 nn.init.constant_(module.weight, 0.5)
+            elif isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, 0, 0.01)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.adaptive_avg_pool2d(self.features(x), 1)
@@ -113,10 +116,6 @@ def _initialise(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-def _cifar_resnet(depth: int, num_classes: int, in_channels: int) -> nn.Module:
-    return CifarResNet(depth, num_classes, in_channels)
-
-
 def _from_torchvision(name: str, num_classes: int, in_channels: int) -> nn.Module:
     if in_channels != 3:
         raise Error(f"arch={name} takes images of 3 channels, not {in_channels}: try arch=resnet20")
@@ -124,13 +123,11 @@ def _from_torchvision(name: str, num_classes: int, in_channels: int) -> nn.Modul
     return network
 
 
+TORCHVISION = ("resnet18", "resnet34", "resnet50", "resnet101")
 MODELS: dict[str, Callable[..., nn.Module]] = {
-    **{f"resnet{depth}": partial(_cifar_resnet, depth) for depth in (20, 32, 44, 56, 110)},
+    **{f"resnet{depth}": partial(CifarResNet, depth) for depth in (20, 32, 44, 56, 110)},
     "vgg16": Vgg16,
-    **{
-        name: partial(_from_torchvision, name)
-        for name in ("resnet18", "resnet34", "resnet50", "resnet101")
-    },
+    **{name: partial(_from_torchvision, name) for name in TORCHVISION},
 }
 
 
@@ -154,13 +151,10 @@ def torchvision_weights(name: str) -> dict[str, Tensor]:
 
     Raises Error for a network that it has none for, OSError or RuntimeError without a network.
     """
-    published = [
-        n for n, make in MODELS.items() if getattr(make, "func", None) is _from_torchvision
-    ]
-    if name not in published:
+    if name not in TORCHVISION:
         raise Error(
             f"pretrained=torchvision: torchvision has no weights for arch={name}, only for "
-            f"{', '.join(published)}"
+            f"{', '.join(TORCHVISION)}"
         )
     weights = torchvision.models.get_model_weights(name).IMAGENET1K_V1
     state: dict[str, Tensor] = weights.get_state_dict(progress=True, check_hash=True)

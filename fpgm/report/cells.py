@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fpgm.config import flatten
+from fpgm.keys import flatten
 from fpgm.report.collect import Found, changed
 from fpgm.report.paper import Published, counterpart, deviations
 

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
 
-from fpgm.config import CONFIGS
 from fpgm.errors import Error, first_line
+from fpgm.keys import CONFIGS
 from fpgm.runs import grid
 from fpgm.runs.run import SCHEMA
 
@@ -148,8 +147,7 @@ def _defaults(group: str, name: str) -> dict[str, Any]:
     path = CONFIGS / group / f"{name}.yaml"
     if not path.exists():  # of your own
         return {"name": name}
-    values = OmegaConf.to_container(OmegaConf.load(path))  # to which 1e-4 is a number
-    assert isinstance(values, dict)
+    values: Any = yaml.safe_load(path.read_text())
     values = values.get(group, values.get(name, values))
     # Some files set more than their group, and of methods several may act at once.
     return {"name": name, **values}

@@ -11,7 +11,7 @@ from math import isclose
 from pathlib import Path
 from typing import Any
 
-from fpgm.config import flatten
+from fpgm.keys import flatten
 from fpgm.report.collect import changed
 
 # The papers' recipes, from scratch.

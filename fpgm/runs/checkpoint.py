@@ -68,7 +68,7 @@ def restore_epoch(directory: Path) -> tuple[dict[str, Any] | None, str | None]:
         path = directory / name
         if path.exists():
             try:
-                state = read(path, ("model", "optimizer", "keep", "history"))
+                state = read(path, ("model", "optimizer", "methods", "history"))
             except CheckpointError as error:
                 problems.append(str(error))
                 os.replace(path, path.with_suffix(".pt.damaged"))
@@ -91,11 +91,11 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
 def fit(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
     """Load a state_dict; CheckpointError names `source` and the first parameter that differs."""
-    for name, own in model.state_dict().items():
+    for name, weight in model.state_dict().items():
         if name not in weights:
             raise CheckpointError(f"{source}: another network: it has no {name}")
-        if weights[name].shape != own.shape:
-            theirs, ours = tuple(weights[name].shape), tuple(own.shape)
+        if weights[name].shape != weight.shape:
+            theirs, ours = tuple(weights[name].shape), tuple(weight.shape)
             raise CheckpointError(
                 f"{source}: another network: {name} is {theirs} there, {ours} here"
             )

@@ -7,7 +7,6 @@ of its values. Words on the command line whose key some row has choose among the
 
 from __future__ import annotations
 
-import fcntl
 import itertools
 import json
 import re
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock
 
 from fpgm.errors import Error
 from fpgm.runs.files import write_text
@@ -26,6 +26,10 @@ Words = list[str]
 FILE = "grid.json"
 BASELINE = "pretrained=baseline"
 _GROUPS = ("arch", "criterion", "dataset", "optimizer", "schedule")
+
+
+class FailedRunsError(Error):
+    """The runs of a sweep that failed, a line each."""
 
 
 def run_name(words: Iterable[str]) -> str:
@@ -54,24 +58,24 @@ def place(words: Sequence[str], rows: Sequence[Mapping[str, Any]] | None) -> tup
     """
     if not rows:
         return "", run_name(words)
-    own = {"seed", *(key for row in rows for key in row)}
+    keys = {"seed", *(key for row in rows for key in row)}
     name = next(word.partition("=")[2] for word in words if word.startswith("experiment="))
-    rest = [w for w in words if _key(w) not in own and not w.startswith("experiment=")]
+    rest = [w for w in words if _key(w) not in keys and not w.startswith("experiment=")]
     return (
         f"{name},{run_name(rest)}" if rest else name,
-        run_name(word for word in words if _key(word) in own),
+        run_name(word for word in words if _key(word) in keys),
     )
 
 
 def runs(rows: Sequence[Mapping[str, Any]]) -> list[Words]:
     """All runs of the rows, each once, as words."""
-    found: dict[frozenset[str], Words] = {}
+    unique: dict[frozenset[str], Words] = {}
     for row in rows:
         values = [v if isinstance(v, list) else [v] for v in row.values()]
         for combination in itertools.product(*values):
             words = [f"{key}={_word(v)}" for key, v in zip(row, combination, strict=True)]
-            found.setdefault(frozenset(words), words)
-    return list(found.values())
+            unique.setdefault(frozenset(words), words)
+    return list(unique.values())
 
 
 def chosen(rows: Sequence[Mapping[str, Any]], asked: Sequence[str]) -> list[Words]:
@@ -86,8 +90,8 @@ def chosen(rows: Sequence[Mapping[str, Any]], asked: Sequence[str]) -> list[Word
     all_runs = runs(rows)
     for word in wanted:
         if not any(_says(run, word) for run in all_runs):
-            own = (next((w for w in run if _same_key(w, word)), "=null") for run in all_runs)
-            values = dict.fromkeys(w.partition("=")[2] for w in own)
+            there = (next((w for w in run if _same_key(w, word)), "=null") for run in all_runs)
+            values = dict.fromkeys(w.partition("=")[2] for w in there)
             raise Error(f"{word}: not in this grid, choose one of {', '.join(values)}")
     return [[*run, *rest] for run in all_runs if all(_says(run, word) for word in wanted)]
 
@@ -121,8 +125,7 @@ def remember(directory: Path, jobs: Mapping[str, Words]) -> None:
     """Write into a grid's directory which runs it is to have, run directory -> words; those
     asked for before stay. Raises OSError, Error."""
     directory.mkdir(parents=True, exist_ok=True)
-    with (directory / ".lock").open("w") as lock:  # of two parts started together
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(directory / ".lock"):  # of two parts started together
         everything = {**remembered(directory), **jobs}
         write_text(directory / FILE, json.dumps(everything, indent=1) + "\n")
 
@@ -140,7 +143,7 @@ def check_places(jobs: Sequence[Words], places: Sequence[str]) -> None:
     """Raise Error where two jobs of a sweep would write into one directory."""
     for place, count in Counter(places).items():
         if count > 1:
-            a, b = [job for job, own in zip(jobs, places, strict=True) if own == place][:2]
+            a, b = [job for job, at in zip(jobs, places, strict=True) if at == place][:2]
             differ = " and ".join(sorted(set(a) ^ set(b)))
             raise Error(
                 f"{differ}: would share {place}; give each a sweep of its own with hydra.sweep.dir="
@@ -162,9 +165,9 @@ def _same_key(a: str, b: str) -> bool:
 
 def _says(run: Sequence[str], word: str) -> bool:
     """Whether a run's words say what `word` does: rate=0.30 is rate=0.3."""
-    own = [_value(w) for w in run if _same_key(w, word)] or [None]
+    value = next((_value(w) for w in run if _same_key(w, word)), None)
     wanted = _value(word)
-    return bool(own[0] == wanted) and isinstance(own[0], bool) == isinstance(wanted, bool)
+    return bool(value == wanted) and isinstance(value, bool) == isinstance(wanted, bool)
 
 
 def _value(word: str) -> Any:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import fcntl
 import importlib
 import io
 import json
@@ -20,9 +19,10 @@ from types import TracebackType
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
-from fpgm.config import completed, differences, flatten
 from fpgm.errors import Error
+from fpgm.keys import differences, flatten
 from fpgm.runs.files import uninterrupted, write_text
 
 log = logging.getLogger("fpgm")
@@ -36,24 +36,53 @@ def read_config(directory: Path) -> dict[str, Any]:
     path = directory / "config.yaml"
     if not path.exists():
         raise Error(f"{directory}: no config.yaml, so it is no run directory")
-    return completed(yaml.safe_load(path.read_text()))
+    return dict(yaml.safe_load(path.read_text()))
+
+
+def read_report(directory: Path) -> dict[str, Any] | None:
+    """The result of a run, None while it is not done. Raises Error."""
+    path = directory / "report.json"
+    if not path.exists():
+        return None
+    report = json.loads(path.read_text())
+    if report["schema"] != SCHEMA:
+        raise Error(
+            f"{path}: schema {report['schema']}, this fpgm reads {SCHEMA}; install the version "
+            f"that wrote it or {_ELSEWHERE}"
+        )
+    return dict(report)
+
+
+def result_of(directory: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What the run of just this configuration has come to, None where it is not done."""
+    report = read_report(directory)
+    return report if report and not differences(read_config(directory), config) else None
 
 
 class Run:
     """Use as a context manager: the directory is claimed on entry and released on exit."""
 
     def __init__(
-        self, directory: Path, config: Mapping[str, Any], keep_failed: bool = False
+        self,
+        directory: Path,
+        config: Mapping[str, Any],
+        keep_failed: bool = False,
+        writes: bool = True,
     ) -> None:
-        """keep_failed: leave the log of a start that failed before anything was trained."""
+        """keep_failed: leave the log of a start that failed before anything was trained; writes:
+        false in all processes of the run but one, which claim and write nothing."""
         self.directory = directory
         self.config = config
         self._keep_failed = keep_failed
-        self._lock: int | None = None
+        self._writes = writes
+        self._lock = FileLock(directory / ".lock")
         self._handlers: list[logging.Handler] = []
         self._board: Any = None
 
     def __enter__(self) -> Run:
+        if not self._writes:
+            log.setLevel(logging.ERROR)
+            return self
         self.directory.mkdir(parents=True, exist_ok=True)
         self._claim()
         try:
@@ -76,24 +105,14 @@ class Run:
         for handler in self._handlers:
             log.removeHandler(handler)
             handler.close()
-        if error is not None and not self._keep_failed:
+        if error is not None and self._writes and not self._keep_failed:
             self._discard()
-        if self._lock is not None:
-            os.close(self._lock)  # and with it the lock; a killed process's goes the same way
+        self._lock.release()  # a killed process's goes with it; the file that stays does no harm
 
     @property
     def report(self) -> dict[str, Any] | None:
         """The result, None while the run is not done."""
-        path = self.directory / "report.json"
-        if not path.exists():
-            return None
-        report = json.loads(path.read_text())
-        if report["schema"] != SCHEMA:
-            raise Error(
-                f"{path}: schema {report['schema']}, this fpgm reads {SCHEMA}; install the version "
-                f"that wrote it or {_ELSEWHERE}"
-            )
-        return dict(report)
+        return read_report(self.directory) if self._writes else None
 
     def get_ready(self) -> None:
         """Import what `record` needs now: Ctrl-C in the middle of TensorBoard's imports is not
@@ -138,16 +157,16 @@ class Run:
         """A line of TensorBoard's HParams table, where the runs of a sweep stand side by side."""
         from torch.utils.tensorboard.summary import hparams
 
-        found = {
+        results = {
             "result/compact_top1": report["accuracy"]["compact_last"],
             "result/compact_macs": report["compact"]["macs"],
         }
         # add_hparams() would open a run of its own below this one for every call.
         flat = {k: v for k, v in flatten(self.config).items() if v is not None}
         plain = {k: v if isinstance(v, bool | int | float) else str(v) for k, v in flat.items()}
-        for summary in hparams(plain, found):
+        for summary in hparams(plain, results):
             self._board.file_writer.add_summary(summary)
-        for tag, value in found.items():
+        for tag, value in results.items():
             self._board.add_scalar(tag, value, report["config"]["epochs"])
 
     def note_failure(self, line: str) -> None:
@@ -159,26 +178,23 @@ class Run:
 
     def _discard(self) -> None:
         """Leave no directory behind a start that failed before anything was trained."""
-        found = {path.name for path in self.directory.iterdir()}
-        if found <= {".lock", "config.yaml", "train.log"}:
+        names = {path.name for path in self.directory.iterdir()}
+        if names <= {".lock", ".process", "config.yaml", "train.log"}:
             with contextlib.suppress(OSError):
-                for name in found:
+                for name in names:
                     (self.directory / name).unlink()
                 self.directory.rmdir()
 
     def _claim(self) -> None:
-        self._lock = os.open(self.directory / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        owner = self.directory / ".process"
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            owner = os.read(self._lock, 32).decode() or "another one"
-            os.close(self._lock)
-            self._lock = None
+            self._lock.acquire(blocking=False)
+        except Timeout as error:
+            process = f"process {owner.read_text()}" if owner.exists() else "another process"
             raise Error(
-                f"{self.directory} is in use by process {owner}: wait for it, or {_ELSEWHERE}"
+                f"{self.directory} is in use by {process}: wait for it, or {_ELSEWHERE}"
             ) from error
-        os.ftruncate(self._lock, 0)
-        os.write(self._lock, str(os.getpid()).encode())
+        owner.write_text(str(os.getpid()))
 
     def _compare(self) -> None:
         """Write config.yaml; where an epoch is done, hold it against the one that is there."""
@@ -187,7 +203,7 @@ class Run:
             (self.directory / n).exists() for n in ("last.pt", "previous.pt", "report.json")
         )
         if path.exists() and begun:
-            changed = differences(read_config(self.directory), completed(self.config))
+            changed = differences(read_config(self.directory), self.config)
             if changed:
                 raise Error(
                     f"{self.directory} holds a run of another configuration ({'; '.join(changed)}):"

@@ -5,13 +5,15 @@ from __future__ import annotations
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fpgm.criteria import CRITERIA, below_live
-from fpgm.criteria.evidence import DATA, NEEDS, Evidence, gather, require
+from fpgm.criteria import Criterion, named
+from fpgm.criteria.criterion import below_live
+from fpgm.criteria.evidence import Evidence, gather, require
 from fpgm.errors import Error
 from fpgm.graph.groups import RESIDUAL, Group, prunable
 from fpgm.graph.trace import trace
@@ -26,16 +28,72 @@ from fpgm.selection.ranking import (
 SCOPES = ("layer", "global")
 
 
-def kept_count(filters: int, rate: float, align: int = 1) -> int:
-    """How many filters stay: filters - floor(filters * rate), or the nearest that is aligned.
+@dataclass(frozen=True)
+class Rule:
+    """How filters are chosen.
 
-    Aligned counts are the multiples of `align`, the smallest no less than align, or all filters.
+    criterion, options: a name that criteria.named takes, and what its function is given; scope:
+    `layer`, the same rate for each, or `global`, one ranking over the network by scores normalised
+    within each layer as `normalise` says (see selection.ranking) that takes no layer below `floor`,
+    a share of its filters, nor below one; align: kept counts are multiples of it; seed: of chance.
+    Raises Error for what does not exist or does not go together.
     """
-    if align == 1:
-        return filters - pruned_count(filters, rate)
-    multiples = {*range(align, filters + 1, align), filters}
-    nearest: int = min(sorted(multiples), key=lambda count: abs(count - filters * (1 - rate)))
-    return nearest
+
+    criterion: str = "gm"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    scope: str = "layer"
+    normalise: str = "mean"
+    floor: float = 0.1
+    align: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        problems = self.problems()
+        if problems:
+            raise Error("\n".join(problems))
+
+    def problems(self) -> list[str]:
+        """A line for each thing that is wrong."""
+        problems = [
+            f"{key}={value}: choose one of {', '.join(choices)}"
+            for key, value, choices in (
+                ("scope", self.scope, SCOPES),
+                ("normalise", self.normalise, NORMALISATIONS),
+            )
+            if value not in choices
+        ]
+        if self.scope == "global" and not 0 <= self.floor < 1:
+            problems.append(f"floor={self.floor}: must be at least 0 and below 1, for example 0.1")
+        try:
+            criterion = named(self.criterion)
+        except Error as error:
+            return [*problems, str(error)]
+        if self.scope == "global" and criterion.places:
+            problems.append(
+                f"scope=global: criterion={self.criterion} is an order of pruning within a layer "
+                "and has no scores to compare layers by; criterion=gm, or scope=layer"
+            )
+        return problems + criterion.check(self.options)
+
+    @property
+    def scored_by(self) -> Criterion:
+        return named(self.criterion)
+
+    def pruned(self, filters: int, rate: float) -> int:
+        """How many of a layer's filters go at `rate`."""
+        count = self.scored_by.pruned
+        return count(filters, rate, **self.options) if count else pruned_count(filters, rate)
+
+    def kept(self, filters: int, rate: float) -> int:
+        """How many filters stay: all but those that go, or the nearest number that is aligned.
+
+        Aligned counts are the multiples of `align`, the smallest no less than align, or all.
+        """
+        if self.align == 1:
+            return filters - self.pruned(filters, rate)
+        multiples = {*range(self.align, filters + 1, self.align), filters}
+        nearest: int = min(sorted(multiples), key=lambda count: abs(count - filters * (1 - rate)))
+        return nearest
 
 
 def select(
@@ -45,7 +103,6 @@ def select(
     residual: str = "independent",
     align: int = 1,
     seed: int = 0,
-    groups: Iterable[Group] | None = None,
     scope: str = "layer",
     normalise: str = "mean",
     floor: float = 0.1,
@@ -54,102 +111,72 @@ def select(
 ) -> dict[str, Tensor]:
     """Choose the filters to keep, group by group; ties go by the lowest index. Changes nothing.
 
-    criterion: a name in CRITERIA, `options` go to its function; residual: see fpgm.graph.groups;
-    align: kept counts are multiples of it; seed: for `random`; groups: what may be pruned, by
-    default found in the network's graph; scope: `layer`, the same rate for each, or `global`, one
-    ranking over the network by scores that are first normalised within each layer (see
-    selection.ranking) and that takes no layer below `floor`, a share of its filters, nor below one;
-    evidence: what fpgm.evidence.gather has found, for criteria that look at more than the weight.
-    Returns convolution -> kept filters, sorted. Raises Error for an unknown criterion or
-    mode, a rate outside [0, 1) or that would leave a layer empty, and scores that are no numbers;
-    Error where the network lacks what the criterion looks at.
+    criterion: a name in CRITERIA, `options` go to its function; residual: see graph.groups;
+    evidence: what fpgm.evidence.gather returns, for criteria that look at images; the others: see
+    Rule. Returns convolution -> kept filters, sorted.
+    Raises Error for what does not exist, a rate outside [0, 1) or that would leave a layer empty,
+    scores that are no numbers, and a network that lacks what the criterion looks at.
     """
-    _check(criterion, residual, rate, scope, normalise, floor)
-    groups = list(prunable(trace(model), residual).groups if groups is None else groups)
-    scores = score(model, criterion, rate, groups, seed, scope, evidence, **options)
-    return highest(scores, rate, groups, align, scope, normalise, floor)
+    if residual not in RESIDUAL:
+        raise Error(f"residual={residual}: choose one of {', '.join(RESIDUAL)}")
+    rule = Rule(criterion, options, scope, normalise, floor, align, seed)
+    groups = prunable(trace(model), residual).groups
+    return highest(score(model, rule, rate, groups, evidence), rule, rate, groups)
 
 
 def score(
     model: nn.Module,
-    criterion: str,
+    rule: Rule,
     rate: float,
     groups: Sequence[Group],
-    seed: int = 0,
-    scope: str = "layer",
     evidence: Evidence | None = None,
-    **options: Any,
 ) -> dict[str, Tensor]:
-    """The scores that `select` goes by: convolution -> (N,) float64. Arguments as there."""
-    if criterion in NEEDS and evidence is None:
-        evidence = _own_evidence(model, criterion, groups)
+    """The scores that `select` goes by: convolution -> (N,) float64. Raises Error."""
+    criterion = rule.scored_by
+    layers = list(dict.fromkeys(name for group in groups for name, _ in group.members))
+    if criterion.views and evidence is None:
+        evidence = _without_images(model, criterion, layers)
     scores = {
-        name: _scores(model, name, criterion, rate, seed, (evidence or {}).get(name, {}), options)
-        for name in dict.fromkeys(name for group in groups for name, _ in group.members)
+        name: _scores(model, name, criterion, rule, rate, (evidence or {}).get(name, {}))
+        for name in layers
     }
-    if scope == "layer":
+    if rule.scope == "layer":
         return scores
     # Among layers even the geometric median does not put a zeroed filter lowest.
     return {
-        name: below_live(own, model.get_submodule(name).weight)  # type: ignore[arg-type]
-        for name, own in scores.items()
+        name: below_live(values, model.get_submodule(name).weight)  # type: ignore[arg-type]
+        for name, values in scores.items()
     }
 
 
 def highest(
-    scores: Mapping[str, Tensor],
-    rate: float,
-    groups: Sequence[Group],
-    align: int = 1,
-    scope: str = "layer",
-    normalise: str = "mean",
-    floor: float = 0.1,
+    scores: Mapping[str, Tensor], rule: Rule, rate: float, groups: Sequence[Group]
 ) -> dict[str, Tensor]:
-    """The filters to keep by these scores: convolution -> indices, sorted. As `select`."""
-    how = normalise if scope == "global" else None
-    by_group = [group_scores(group, scores, how) for group in groups]
-    if scope == "global":
-        counts = kept_in_one_ranking(groups, by_group, rate, align, floor)
+    """The filters to keep by these scores: convolution -> indices, sorted. Raises Error."""
+    if not 0 <= rate < 1:
+        raise Error(f"rate={rate}: must be at least 0 and below 1, for example rate=0.4")
+    one_ranking = rule.scope == "global"
+    if one_ranking and rate > 1 - rule.floor + 1e-9:
+        raise Error(
+            f"rate={rate}: floor={rule.floor} lets at most {1 - rule.floor:.4g} of the filters go"
+        )
+    by_group = [group_scores(g, scores, rule.normalise if one_ranking else None) for g in groups]
+    if one_ranking:
+        counts = kept_in_one_ranking(groups, by_group, rate, rule.align, rule.floor)
     else:
-        counts = kept_counts(groups, rate, align)
+        counts = kept_counts(groups, rule, rate)
     keep: dict[str, list[Tensor]] = {}
-    for group, own, kept in zip(groups, by_group, counts, strict=True):
-        chosen = ascending(own)[len(group) - kept :].cpu()
+    for group, values, kept in zip(groups, by_group, counts, strict=True):
+        chosen = ascending(values)[len(group) - kept :].cpu()
         for name, filters in group.members:
             keep.setdefault(name, []).append(filters[chosen])
     return {name: torch.cat(parts).sort().values for name, parts in keep.items()}
 
 
-def _check(
-    criterion: str, residual: str, rate: float, scope: str, normalise: str, floor: float
-) -> None:
-    for key, value, known in (
-        ("criterion", criterion, CRITERIA),
-        ("residual", residual, RESIDUAL),
-        ("scope", scope, SCOPES),
-        ("normalise", normalise, NORMALISATIONS),
-    ):
-        if value not in known:
-            raise Error(f"{key}={value}: choose one of {', '.join(known)}")
-    if not 0 <= rate < 1:
-        raise Error(f"rate={rate}: must be at least 0 and below 1, for example rate=0.4")
-    if scope == "layer":
-        return
-    if not 0 <= floor < 1:
-        raise Error(f"floor={floor}: must be at least 0 and below 1, for example 0.1")
-    if rate > 1 - floor + 1e-9:
-        raise Error(f"rate={rate}: floor={floor} lets at most {1 - floor:.4g} of the filters go")
-    if criterion == "mix":
-        raise Error(
-            "criterion=mix: is an order of pruning within a layer, there is none over a network; "
-            "scope=layer, or criterion=gm"
-        )
-
-
-def kept_counts(groups: Sequence[Group], rate: float, align: int = 1) -> list[int]:
+def kept_counts(groups: Sequence[Group], rule: Rule, rate: float) -> list[int]:
     """How many channels of each group stay. Raises Error where a layer would be empty.
 
-    It is the layer that is to have `kept_count` filters, and a layer may be made of several groups
+    It is the layer that is to keep `rule.kept` filters, and a layer may be made of several groups
     (of a stream that grows by shortcuts A, the channels that were there before and the new ones).
     Each group follows its narrowest layer, and gets its share of what that one has still to keep.
     """
@@ -160,7 +187,7 @@ def kept_counts(groups: Sequence[Group], rate: float, align: int = 1) -> list[in
     counts = []
     for group in groups:
         layer = min((name for name, _ in group.members), key=lambda name: sizes[name])
-        target = kept_count(sizes[layer], rate, align)
+        target = rule.kept(sizes[layer], rate)
         if target == 0:
             raise Error(
                 f"rate={rate}: would prune all {sizes[layer]} filters of {layer}; at most "
@@ -175,68 +202,50 @@ def kept_counts(groups: Sequence[Group], rate: float, align: int = 1) -> list[in
     return counts
 
 
+def all_tied(scores: Mapping[str, Tensor]) -> list[str]:
+    """The layers that a criterion tells nothing about: all their filters, and there are several,
+    have one score."""
+    return [
+        name
+        for name, values in scores.items()
+        if len(values) > 1 and bool((values == values[0]).all())
+    ]
+
+
 def _scores(
     model: nn.Module,
     name: str,
-    criterion: str,
+    criterion: Criterion,
+    rule: Rule,
     rate: float,
-    seed: int,
     evidence: Mapping[str, Tensor],
-    options: dict[str, Any],
 ) -> Tensor:
     weight = model.get_submodule(name).weight
     assert isinstance(weight, Tensor)
-    extra: dict[str, Any] = {}
-    if criterion == "mix":
-        extra["pruned"] = pruned_count(len(weight), rate)
-    elif criterion == "random":  # layers of one size must not lose the same filters
-        extra["seed"] = zlib.crc32(f"{seed}/{name}".encode())
-    elif criterion in NEEDS:
-        key = NEEDS[criterion]
-        if key not in evidence:
-            raise Error(f"criterion={criterion}: the evidence has no {key} of {name}")
-        extra[key] = evidence[key]
-    scores = CRITERIA[criterion](weight, **options, **extra)
+    lacking = next((parameter for parameter in criterion.views if parameter not in evidence), None)
+    if lacking is not None:
+        raise Error(f"criterion={rule.criterion}: the evidence has no {lacking} of {name}")
+    looked_at = {parameter: evidence[parameter] for parameter in criterion.views}
+    # Layers of one size must not lose the same filters by chance.
+    offered = {"rate": rate, "seed": zlib.crc32(f"{rule.seed}/{name}".encode())}
+    given = {key: offered[key] for key in criterion.given}
+    scores = criterion(weight, **looked_at, **given, **rule.options)
     # -inf is a score, that of a filter that is pruned already (see fpgm.criteria).
     if not weight.isfinite().all() or not (scores < torch.inf).all():
         raise Error(
-            f"{name}: its weights, or the scores that criterion={criterion} gives them, are not "
-            "finite (NaN or too large); start from other weights"
+            f"{name}: its weights, or the scores that criterion={rule.criterion} gives them, are "
+            "not finite (NaN or too large); start from other weights"
         )
     return scores
 
 
-def _own_evidence(model: nn.Module, criterion: str, groups: Iterable[Group]) -> Evidence:
-    """What the network itself shows, without data. Raises Error, Error."""
-    layers = list(dict.fromkeys(name for group in groups for name, _ in group.members))
-    require(model, criterion, layers)
-    if criterion in DATA:
+def _without_images(model: nn.Module, criterion: Criterion, layers: Iterable[str]) -> Evidence:
+    """What the network itself shows, without data. Raises Error."""
+    layers = list(layers)
+    require(model, criterion.name, layers)
+    if criterion.reads_images:
         raise Error(
-            f"criterion={criterion}: looks at images, give "
-            f"evidence=fpgm.evidence.gather(model, [{criterion!r}], batches)"
+            f"criterion={criterion.name}: looks at images, give "
+            f"evidence=fpgm.evidence.gather(model, [{criterion.name!r}], batches)"
         )
-    return gather(model, [criterion], layers=layers)
-
-
-def pruned(model: nn.Module, keep: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The complement of `keep`: convolution -> (N,) mask, True where a filter is pruned."""
-    modules = dict(model.named_modules())
-    masks = {}
-    for name, kept in keep.items():
-        weight = getattr(modules.get(name), "weight", None)
-        if not isinstance(weight, Tensor):
-            raise Error(f"keep[{name!r}]: no such layer with a weight")
-        if len(kept) and not 0 <= int(kept.min()) <= int(kept.max()) < len(weight):
-            raise Error(f"keep[{name!r}] has indices outside 0..{len(weight) - 1}")
-        mask = torch.ones(len(weight), dtype=torch.bool, device=weight.device)
-        masks[name] = mask.index_fill_(0, kept.to(weight.device), False)
-    return masks
-
-
-@torch.no_grad()
-def zero_(model: nn.Module, keep: Mapping[str, Tensor]) -> None:
-    """Set the weights of all filters outside `keep` to zero, in place. Biases stay as they are."""
-    for name, mask in pruned(model, keep).items():
-        weight = model.get_submodule(name).weight
-        assert isinstance(weight, Tensor)
-        weight[mask] = 0
+    return gather(model, [criterion.name], layers=layers)

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fpgm.compaction.compact import compare, load
-from fpgm.config import Config
-from fpgm.data import memory as data
+from fpgm.data import sets
 from fpgm.errors import Error, ShippingError
 from fpgm.runs.run import read_config
 from fpgm.shipping.folding import fold
@@ -74,22 +73,21 @@ def export_run(directory: Path, kind: str, dynamic: bool) -> tuple[Path, dict[st
         )
     if kind == "onnx" and importlib.util.find_spec("onnxruntime") is None:
         raise ShippingError("--format onnx: needs pip install 'fpgm[export]'")
-    config = Config.of(read_config(directory))
-    images = data.load(config.dataset, torch.device("cpu"))
+    images = sets.load(torch.device("cpu"), **read_config(directory)["dataset"])
     network = load(directory / "compact.pt")
     path = directory / f"compact.{kind}"
     export(network, path, images.image_shape, dynamic)
     some, _ = next(images.tests(CHECKED))
     some = some.contiguous()
     with torch.inference_mode():
-        found = compare(network(some), run_exported(path, some, dynamic))
-    if not found["max_abs_diff"] <= LIMIT * found["max_abs_logit"]:
+        difference = compare(network(some), run_exported(path, some, dynamic))
+    if not difference["max_abs_diff"] <= LIMIT * difference["max_abs_logit"]:
         path.rename(path.with_suffix(path.suffix + ".wrong"))
         raise ShippingError(
-            f"{path}: differs from the torch network by {found['max_abs_diff']:.3g} of "
-            f"{found['max_abs_logit']:.3g}, kept as {path.name}.wrong"
+            f"{path}: differs from the torch network by {difference['max_abs_diff']:.3g} of "
+            f"{difference['max_abs_logit']:.3g}, kept as {path.name}.wrong"
         )
-    return path, found
+    return path, difference
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -100,12 +98,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--dynamic-batch", action="store_true", help="any batch size, else 1")
     words = parser.parse_args(argv)
     try:
-        path, found = export_run(words.run, words.format, words.dynamic_batch)
+        path, difference = export_run(words.run, words.format, words.dynamic_batch)
     except (Error, OSError) as error:
         print(f"fpgm-export: {error}", file=sys.stderr)
         sys.exit(1)
     print(
-        f"{path}: {path.stat().st_size:,} bytes, off by {found['max_abs_diff']:.1e} of "
-        f"{found['max_abs_logit']:.1f} on {found['images']} test images, same answer on "
-        f"{100 * found['agreement']:.2f} %"
+        f"{path}: {path.stat().st_size:,} bytes, off by {difference['max_abs_diff']:.1e} of "
+        f"{difference['max_abs_logit']:.1f} on {difference['images']} test images, same answer on "
+        f"{100 * difference['agreement']:.2f} %"
     )

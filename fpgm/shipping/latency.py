@@ -21,7 +21,6 @@ from fpgm.machine.device import environment, keep_freed_memory
 from fpgm.runs.files import write_text
 from fpgm.shipping.runtimes import INSTALL, RUNTIMES, Runner, installed
 
-COSTLY = 5  # layers shown for each runtime and batch
 WARM_UP, ROUNDS, SECONDS = 5, 200, 6.0  # rounds end after this many seconds, but not before 10
 
 
@@ -35,10 +34,10 @@ def side_by_side(runners: Sequence[Runner], batch: Tensor) -> list[list[float]]:
     for done in range(ROUNDS):
         if done >= 10 and time.perf_counter() - began > SECONDS:
             break
-        for run, own in zip(runners, seconds, strict=True):
+        for run, times in zip(runners, seconds, strict=True):
             start = time.perf_counter()
             run(batch)
-            own.append(time.perf_counter() - start)
+            times.append(time.perf_counter() - start)
     return seconds
 
 
@@ -63,13 +62,12 @@ def measure(
                     f"--batch {size}: {runtime} cannot run it ({str(error).splitlines()[0]}); try "
                     f"--batch {max(size // 2, 1)}"
                 ) from error
-            quartiles = [[1e3 * q for q in statistics.quantiles(own, n=4)] for own in seconds]
-            names = ("dense_ms", "compact_ms")
             row: dict[str, Any] = {"runtime": runtime, "batch": size, "rounds": len(seconds[0])}
-            row.update({name: q[1] for name, q in zip(names, quartiles, strict=True)})
-            row["quartiles"] = {n: [q[0], q[2]] for n, q in zip(names, quartiles, strict=True)}
+            row["quartiles"] = {}
+            for name, times in zip(("dense_ms", "compact_ms"), seconds, strict=True):
+                low, row[name], high = (1e3 * q for q in statistics.quantiles(times, n=4))
+                row["quartiles"][name] = [low, high]
             row["speed_up"] = row["dense_ms"] / row["compact_ms"]
-            row["costly"] = runners[1].by_layer(batch)[:COSTLY]
             rows.append(row)
     return rows
 
@@ -91,10 +89,6 @@ def markdown(result: dict[str, Any]) -> str:
             f"| {row['runtime']} | {row['batch']} | {row['dense_ms']:.2f} | "
             f"{row['compact_ms']:.2f} | {row['speed_up']:.2f} | {share:.2f} |"
         )
-    lines += ["", "Where the compact network's time goes:", ""]
-    for row in result["rows"]:
-        layers = ", ".join(f"{name} {ms:.2f} ms" for name, ms in row["costly"])
-        lines.append(f"- {row['runtime']}, batch {row['batch']}: {layers}")
     return "\n".join([*lines, ""])
 
 

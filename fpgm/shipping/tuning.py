@@ -18,28 +18,29 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from fpgm.compaction import ballast as emission
+from fpgm.compaction.ballast import Stream, everything, rounded, streams, widened
 from fpgm.compaction.compact import compact
 from fpgm.errors import ShippingError
 from fpgm.graph.cost import cost
 from fpgm.graph.groups import Group, prunable
-from fpgm.graph.trace import ChannelGraph, evaluating, trace
+from fpgm.graph.trace import ChannelGraph, trace
+from fpgm.networks.modes import evaluating
 from fpgm.shipping.latency import side_by_side
 from fpgm.shipping.runtimes import RUNTIMES
 
 MULTIPLES = (1, 4, 8, 16)  # 1: no more than the filter that carries the constants
 WORTH = 0.98  # full width must be more than the noise faster to be preferred
 
-Emit = dict[str, Tensor]
+Ballast = dict[str, Tensor]
 
 
 @dataclass(frozen=True, eq=False)  # each is itself alone: tensors have no truth
 class Form:
-    """A compact network with `emit`; streams: whose adds the convolutions write in full."""
+    """A compact network with `ballast`; streams: whose adds the convolutions write in full."""
 
     name: str
-    streams: tuple[emission.Stream, ...]
-    emit: Emit
+    streams: tuple[Stream, ...]
+    ballast: Ballast
 
 
 @dataclass(frozen=True)
@@ -54,18 +55,18 @@ class Target:
 
 @dataclass(frozen=True)
 class Tuned:
-    """emit: what `fpgm.compact` takes beside `keep`; rows: {round, form, macs, ms} of all that was
-    tried, the times of a round taken in turn; form: the one chosen."""
+    """ballast: what `fpgm.compact` takes beside `keep`; rows: {round, form, macs, ms} of all that
+    was tried, the times of a round taken in turn; form: the one chosen."""
 
     target: Target
-    emit: Emit
+    ballast: Ballast
     form: str
     rows: list[dict[str, Any]]
 
     def summary(self) -> dict[str, Any]:
         """For report.json."""
-        own = {"target": self.target.runtime, "batch": self.target.batch}
-        return {**own, "threads": self.target.threads, "form": self.form, "tried": self.rows}
+        target = {"target": self.target.runtime, "batch": self.target.batch}
+        return {**target, "threads": self.target.threads, "form": self.form, "tried": self.rows}
 
 
 def tune_apart(
@@ -103,7 +104,7 @@ def tune(
         graph = trace(model)
         keep = {name: kept.cpu() for name, kept in keep.items()}
         groups = prunable(graph, "independent").groups if groups is None else groups
-        full = Form("full width", (), emission.everything(graph, keep))
+        full = Form("full width", (), everything(graph, keep))
         forms = _distinct(_widened(graph, keep))
         first = _timed(model, keep, [full, *forms], target)
         best = min(forms, key=lambda form: first[form.name]["ms"])
@@ -111,9 +112,9 @@ def tune(
         # Widths that suit the runtime may only pay where no scatter breaks its layout.
         for base in dict.fromkeys((best, forms[min(1, len(forms) - 1)])):
             for multiple in MULTIPLES:
-                emit = emission.rounded(graph, keep, base.emit, groups, multiple)
-                emit = emission.widened(graph, keep, emit, base.streams)
-                again.append(Form(f"{base.name}, widths to {multiple}", base.streams, emit))
+                ballast = rounded(graph, keep, base.ballast, groups, multiple)
+                ballast = widened(graph, keep, ballast, base.streams)
+                again.append(Form(f"{base.name}, widths to {multiple}", base.streams, ballast))
         again = _distinct(again)
         second = _timed(model, keep, [full, *again], target)
     fastest = min(again, key=lambda form: second[form.name]["ms"])
@@ -121,25 +122,25 @@ def tune(
         fastest = full
     rows = [{"round": 1, **row} for row in first.values()]
     rows += [{"round": 2, **row} for row in second.values()]
-    return Tuned(target, fastest.emit, fastest.name, rows)
+    return Tuned(target, fastest.ballast, fastest.name, rows)
 
 
 def _widened(graph: ChannelGraph, keep: Mapping[str, Tensor]) -> Iterator[Form]:
     """As cut, with all adds widened, and with those of one stream."""
-    streams = tuple(emission.streams(graph, keep))
+    every = tuple(streams(graph, keep))
     yield Form("as cut", (), {})
-    if streams:
-        yield Form("all adds widened", streams, emission.widened(graph, keep, {}, streams))
-    for stream in streams if len(streams) > 1 else ():
-        emit = emission.widened(graph, keep, {}, [stream])
-        yield Form(f"{stream[0]} of {stream[1]} widened", (stream,), emit)
+    if every:
+        yield Form("all adds widened", every, widened(graph, keep, {}, every))
+    for stream in every if len(every) > 1 else ():
+        ballast = widened(graph, keep, {}, [stream])
+        yield Form(f"{stream[0]} of {stream[1]} widened", (stream,), ballast)
 
 
 def _distinct(forms: Iterable[Form]) -> list[Form]:
-    """Without those that emit what an earlier one does: some channels no convolution writes."""
+    """Without those of an earlier one's ballast: some channels no convolution writes."""
     seen: dict[tuple[tuple[str, int], ...], Form] = {}
     for form in forms:
-        seen.setdefault(tuple(sorted((n, len(f)) for n, f in form.emit.items())), form)
+        seen.setdefault(tuple(sorted((n, len(f)) for n, f in form.ballast.items())), form)
     return list(seen.values())
 
 
@@ -147,7 +148,7 @@ def _timed(
     model: nn.Module, keep: Mapping[str, Tensor], forms: Iterable[Form], target: Target
 ) -> dict[str, dict[str, Any]]:
     """The forms' times, taken in turn: {form, macs, ms} by name."""
-    networks = {form.name: compact(model, keep, form.emit) for form in forms}
+    networks = {form.name: compact(model, keep, form.ballast) for form in forms}
     make = RUNTIMES[target.runtime]
     bar = tqdm(networks.values(), f"forms for {target.runtime}", leave=False, disable=None)
     runners = [make(network, target.image, target.threads) for network in bar]
@@ -162,7 +163,7 @@ def _timed(
         name: {
             "form": name,
             "macs": cost(network, target.image).macs,
-            "ms": 1e3 * statistics.median(own),
+            "ms": 1e3 * statistics.median(times),
         }
-        for (name, network), own in zip(networks.items(), seconds, strict=True)
+        for (name, network), times in zip(networks.items(), seconds, strict=True)
     }

@@ -13,10 +13,11 @@ import yaml
 from torch import Tensor, nn
 
 from fpgm.compaction.compact import load
-from fpgm.config import CONFIGS, dataset
+from fpgm.config import dataset
 from fpgm.data import sets
 from fpgm.data.images import Images
 from fpgm.errors import CheckpointError, Error, first_line
+from fpgm.keys import CONFIGS
 from fpgm.networks import models
 from fpgm.runs import checkpoint
 from fpgm.runs.run import read_config

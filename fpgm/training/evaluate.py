@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
-
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import update_bn
 
 from fpgm.data.images import Images
-from fpgm.graph.trace import exact
 from fpgm.machine.device import autocast
 from fpgm.machine.ranks import ALONE, Ranks, joined
+from fpgm.networks.modes import exact
 
 TEST_PIXELS = {"cpu": 1_024_000, "cuda": 10_240_000}  # of a batch: bounds an evaluation's memory
 
@@ -30,9 +27,9 @@ def logits(
     size = max(1, min(1000, pixels // (height * width)))
     outputs, labels = [], []
     with autocast(images.device, dtype), exact():
-        for batch, own in images.tests(size, ranks):
+        for batch, answers in images.tests(size, ranks):
             outputs.append(model(batch).float())
-            labels.append(own)
+            labels.append(answers)
     return joined(torch.cat(outputs), ranks), joined(torch.cat(labels), ranks)
 
 
@@ -45,9 +42,3 @@ def accuracy(outputs: Tensor, labels: Tensor, top: int = 1) -> float:
         return 100 * int((outputs.argmax(1) == labels).sum()) / len(labels)
     best = outputs.topk(top, dim=1).indices
     return 100 * int((best == labels[:, None]).any(1).sum()) / len(labels)
-
-
-def recalibrate(model: nn.Module, images: Images, batches: int, batch_size: int, seed: int) -> None:
-    """Estimate all BatchNorm statistics again, in place, on training images as they are."""
-    stream = images.epoch(batch_size, seed, augmented=False)
-    update_bn((inputs for inputs, _ in itertools.islice(stream, batches)), model)

@@ -1,4 +1,4 @@
-"""The main job: train an epoch, select, zero, evaluate, record; at the end compact and verify."""
+"""The main job: train an epoch, let the methods act, evaluate, record."""
 
 from __future__ import annotations
 
@@ -11,118 +11,85 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from tqdm import tqdm
 
-from fpgm.config import Config
+from fpgm.compaction.constants import analyse
+from fpgm.config import Optimizer
 from fpgm.data.images import summary
 from fpgm.errors import Error, first_line
+from fpgm.graph.cost import cost
+from fpgm.graph.trace import trace
 from fpgm.machine.device import autocast, precision_name
-from fpgm.machine.ranks import ALONE, Ranks, check_batch, from_first, mean, share_buffers
-from fpgm.methods.schedules import learning_rate, masked
+from fpgm.machine.ranks import mean, share_buffers
 from fpgm.runs import checkpoint
 from fpgm.runs.run import Run
-from fpgm.shipping.runtimes import require
 from fpgm.training import result
 from fpgm.training.evaluate import accuracy, logits
-from fpgm.training.finish import deliver, expected_macs
-from fpgm.training.task import Job, load_images, prepare
+from fpgm.training.task import Task
 
 log = logging.getLogger("fpgm")
 
 
-def train(config: Config, run: Run, ranks: Ranks = ALONE) -> dict[str, Any] | None:
-    """Take a run from where it stands to its report; None on ranks that write nothing.
+def train(task: Task, run: Run) -> None:
+    """Take a task from where it stands through its last epoch.
 
-    Raises Error, OSError; all that was
-    written until then stays, and the same call goes on from there.
+    Raises Error and OSError; all that was written until then stays, and the same command goes on
+    from there.
     """
-    if config.tune:
-        require(config.target)
-    check_batch(config.batch_size, ranks)
-    found = checkpoint.restore_epoch(run.directory) if ranks.first else None
-    state, problem = from_first(found, ranks)
-    images = load_images(config, ranks)
-    job = prepare(config, run.directory, images, fresh=state is None, ranks=ranks)
-    history = resume(job, state)
-    rate = job.pruning.full_rate()
-    if ranks.first:
+    _announce(task, run)
+    for epoch in range(len(task.history), task.epochs):
+        task.history.append(one_epoch(task, epoch))
+        if task.ranks.first:
+            checkpoint.save_epoch(run.directory, task.state())
+            run.record(task.history, task.schedule.scores)
+            log.info(result.epoch_line(task.history[-1], task.epochs))
+
+
+def _announce(task: Task, run: Run) -> None:
+    """Say what is about to happen."""
+    if task.ranks.first:
         run.get_ready()
-    _announce(job, run, rate, problem, history)
-    for epoch in range(len(history), config.epochs):
-        row = one_epoch(job, epoch)
-        history.append(row)
-        if ranks.first:
-            reached = {
-                "model": job.model.state_dict(),
-                "optimizer": job.optimizer.state_dict(),
-                "keep": job.pruning.keep,
-                "rate": rate,
-                "scores": job.pruning.finite_scores(),
-                "history": history,
-            }
-            checkpoint.save_epoch(run.directory, reached)
-            run.record(history, job.pruning.finite_scores())
-            log.info(result.epoch_line(row, config.epochs))
-    if not ranks.first:
-        return None
-    report = deliver(job, history, dict(run.config))
-    for warning in report["warnings"]:
-        log.warning("warning: %s", warning)
-    run.finish(report, result.markdown(report, str(run.directory)))
-    return report
-
-
-def _announce(
-    job: Job, run: Run, rate: float, problem: str | None, history: list[dict[str, Any]]
-) -> None:
-    config, machine = job.config, precision_name(job.device, job.precision)
-    processes = f", {job.ranks.world} processes" if job.ranks.world > 1 else ""
-    macs = expected_macs(job, rate)
-    where = f"{job.device.type} {machine}{processes}"
-    log.info(result.opening_line(config, rate, summary(job.images), macs, where))
-    if rate > 0 and macs[0] == macs[1]:
-        log.warning("warning: nothing is pruned: align=%d is too coarse here", config.align)
+    machine = precision_name(task.device, task.precision)
+    processes = f", {task.ranks.world} processes" if task.ranks.world > 1 else ""
+    rate = task.schedule.full_rate()
+    dense, graph = cost(task.full.network, task.image_shape), trace(task.full.network)
+    small = analyse(graph, task.schedule.expected()).macs(dense)
+    where = f"{task.device.type} {machine}{processes}"
+    images = summary(task.images)
+    log.info(result.opening_line(task.config, rate, images, (dense.macs, small), where))
+    if rate > 0 and dense.macs == small:
+        task.warn(f"nothing is pruned: align={task.config.align} is too coarse here")
     log.info("writing to %s", run.directory)
-    if problem:
-        log.warning("warning: %s", problem)
-    if history and job.ranks.first:
-        log.info("resuming after epoch %d of %d", len(history), config.epochs)
-        run.record(history, job.pruning.finite_scores())  # it may have been killed before it could
+    if task.problem:
+        task.warn(task.problem)
+    if task.history and task.ranks.first:
+        log.info("resuming after epoch %d of %d", len(task.history), task.epochs)
+        run.record(task.history, task.schedule.scores)  # it may have been killed before it could
 
 
-def resume(job: Job, state: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """Put the job where its last checkpoint stands, or at the start. Returns the history."""
-    history: list[dict[str, Any]] = []
-    if state is None:
-        job.pruning.start()
-    else:
-        job.model.load_state_dict(state["model"])
-        job.optimizer.load_state_dict(state["optimizer"])
-        job.pruning.use(state["keep"])
-        job.pruning.rate = state.get("rate")
-        job.pruning.scores = state.get("scores", {})
-        history = state["history"]
-    job.set_up()
-    return history
-
-
-def one_epoch(job: Job, epoch: int) -> dict[str, Any]:
-    """Train, select, zero, evaluate. Returns the epoch's row of the history (accuracies in %)."""
+def one_epoch(task: Task, epoch: int) -> dict[str, Any]:
+    """Train, evaluate, let the methods act. Returns the epoch's row of the history (accuracies in
+    percent)."""
     started = time.perf_counter()
-    lr = learning_rate(job.config.optimizer, epoch, job.config.epochs)
-    passed = train_epoch(job, epoch, lr)
+    lr = learning_rate(task.config.optimizer, epoch, task.epochs)
+    passed = train_epoch(task, epoch, lr)
     trained = time.perf_counter()
     # The last epoch's figures go into the report: in float32, as the proof is.
-    precision = None if epoch == job.config.epochs - 1 else job.precision
-    outputs, labels = logits(job.network, job.images, precision, job.ranks)
+    precision = None if epoch == task.epochs - 1 else task.precision
+    outputs, labels = logits(task.trained.network, task.images, precision, task.ranks)
     if not outputs.isfinite().all():  # the last step of an epoch shows only here
-        raise _not_finite(job, epoch, "in the evaluation")
+        raise _not_finite(task, epoch, "in the evaluation")
     before = after = accuracy(outputs, labels)
     evaluated = time.perf_counter()
-    facts = job.select_again(epoch)
-    zeroed = time.perf_counter()
-    if facts.pop("changed"):
-        after = accuracy(*logits(job.model, job.images, precision, job.ranks))
+    # Filters are chosen again and zeroed here.
+    columns: dict[str, Any] = {}
+    for method in task.methods:
+        columns |= method.after_epoch(epoch)
+    acted = time.perf_counter()
+    # Where no weight has changed, neither has the accuracy.
+    if columns.pop("changed", False):
+        after = accuracy(*logits(task.full.network, task.images, precision, task.ranks))
     ended = time.perf_counter()
     return {
         "epoch": epoch + 1,
@@ -130,99 +97,113 @@ def one_epoch(job: Job, epoch: int) -> dict[str, Any]:
         "train_loss": passed["loss"],
         "accuracy_before": before,
         "accuracy_after": after,
-        **facts,
+        **columns,
         "seconds": ended - started,
         "train_s": trained - started,
         "input_s": passed["input_s"],
-        "prune_s": zeroed - evaluated,
-        "eval_s": evaluated - trained + ended - zeroed,
+        "prune_s": acted - evaluated,
+        "eval_s": evaluated - trained + ended - acted,
     }
 
 
-def train_epoch(job: Job, epoch: int, lr: float) -> dict[str, float]:
+def train_epoch(task: Task, epoch: int, lr: float) -> dict[str, float]:
     """One pass over the training images.
 
-    Returns the mean loss and the seconds that were spent waiting for images. Raises Error
-    where the loss is not finite or the memory does not suffice, Error where a process is lost.
+    Returns the mean loss and the seconds that were spent waiting for images. Raises Error where the
+    loss is not finite, the memory does not suffice or a process is lost.
     """
-    config = job.config
     # Everything random in an epoch follows from the seed and its number, so that a resumed run
     # goes on with the same bits without the state of any generator.
-    seed = config.seed * 100_003 + epoch
+    seed = task.config.seed * 100_003 + epoch
     torch.manual_seed(seed)
-    steps = job.images.steps(config.batch_size, job.ranks)
-    batches = iter(job.images.epoch(config.batch_size, seed, job.ranks))
-    name = f"epoch {epoch + 1}/{config.epochs}"
-    hidden = None if job.ranks.first else True  # None: on a terminal only
-    job.start_epoch(lr)
-    total, done, waited = torch.zeros((), device=job.device, dtype=torch.float64), 0, 0.0
-    with tqdm(total=steps, desc=name, leave=False, disable=hidden) as bar:
+    steps = task.images.steps(task.config.batch_size, task.ranks)
+    batches = iter(task.images.epoch(task.config.batch_size, seed, task.ranks))
+    # Methods first: one of them may exchange what is trained.
+    for method in task.methods:
+        method.before_epoch(epoch)
+    for group in (*task.full.optimizer.param_groups, *task.trained.optimizer.param_groups):
+        group["lr"] = lr
+    task.trained.network.train()
+    total, done, waited = torch.zeros((), device=task.device, dtype=torch.float64), 0, 0.0
+    hidden = None if task.ranks.first else True  # None: on a terminal only
+    with tqdm(
+        total=steps, desc=f"epoch {epoch + 1}/{task.epochs}", leave=False, disable=hidden
+    ) as bar:
         while True:
-            asked = time.perf_counter()
+            # Waiting for images is timed by itself: it should be next to nothing.
+            began = time.perf_counter()
             batch = next(batches, None)
-            waited += time.perf_counter() - asked
+            waited += time.perf_counter() - began
             if batch is None:
                 break
             done += 1
-            total += _step(job, batch, epoch, f"step {done} of {steps}")
+            where = f"step {done} of {steps}"
+            with _in_words(task, epoch, where):
+                loss = step(task, *batch)
+            # On a GPU reading the loss would make the host wait at every step: there once, below.
+            if task.device.type == "cpu" and not math.isfinite(loss.item()):
+                raise _not_finite(task, epoch, where)
+            total += loss
             bar.update()
-    loss = mean(total, job.ranks).item() / max(done, 1)
-    if not math.isfinite(loss):
-        raise _not_finite(job, epoch, "some step")
-    share_buffers(job.network, job.ranks)
-    job.end_epoch(done)
-    return {"loss": loss, "input_s": waited}
+    loss_mean = mean(total, task.ranks).item() / max(done, 1)
+    if not math.isfinite(loss_mean):
+        raise _not_finite(task, epoch, "some step")
+    share_buffers(task.trained.network, task.ranks)
+    return {"loss": loss_mean, "input_s": waited}
 
 
-def _step(
-    job: Job, batch: tuple[torch.Tensor, torch.Tensor], epoch: int, where: str
-) -> torch.Tensor:
-    """One step of the optimizer. Returns the loss."""
-    inputs, labels = batch
-    frozen = masked(job.config.schedule, epoch, job.config.epochs)
+def step(task: Task, inputs: Tensor, labels: Tensor) -> Tensor:
+    """One step of the optimizer on images (B, C, H, W) and labels (B,). Returns the loss."""
+    # Forward: in bf16 where the run says so, the loss always in float32.
+    with autocast(task.device, task.precision):
+        outputs = task.outputs(inputs)
+        loss = F.cross_entropy(outputs, labels)
+        for method in task.methods:
+            loss = loss + method.loss(inputs, outputs, labels)
+    # Backward: methods may change the gradients, as masks do.
+    task.trained.optimizer.zero_grad()
+    loss.backward()
+    for method in task.methods:
+        method.after_backward()
+    # Step: methods may correct the weights, as projections do.
+    task.trained.optimizer.step()
+    for method in task.methods:
+        method.after_step()
+    return loss.detach()
+
+
+def learning_rate(optimizer: Optimizer, epoch: int, epochs: int) -> float:
+    """Steps at the milestones (shares of the epochs); a tenth during the warm-up."""
+    passed = sum(epoch + 1e-9 >= share * epochs for share in optimizer.milestones)
+    warming = epoch < optimizer.warmup_epochs
+    return optimizer.lr * optimizer.gamma**passed * (0.1 if warming else 1.0)
+
+
+@contextlib.contextmanager
+def _in_words(task: Task, epoch: int, where: str) -> Iterator[None]:
+    """What goes wrong in a step, for the person at the keyboard."""
     try:
-        with _memory(job), autocast(job.device, job.precision):
-            loss = F.cross_entropy(job.outputs(inputs), labels)
-        # On a GPU reading the loss would make the host wait at every step: there it is read once.
-        if job.device.type == "cpu" and not math.isfinite(loss.item()):
-            raise _not_finite(job, epoch, where)
-        job.stepper.zero_grad()
-        with _memory(job):
-            loss.backward()
+        yield
+    except torch.OutOfMemoryError as error:
+        size, world = task.config.batch_size, task.ranks.world
+        half = size // 2 // world * world  # all processes get the same share
+        cure = f"try batch_size={half} in a new directory" if half else "it needs a GPU with more"
+        raise Error(f"batch_size={size}: does not fit into the GPU's memory; {cure}") from error
     except RuntimeError as error:
         # gloo says only that; with nccl there is a class for it, and much else can go wrong.
-        lost = RuntimeError if job.device.type == "cpu" else torch.distributed.DistError
-        if job.ranks.world == 1 or isinstance(error, Error) or not isinstance(error, lost):
+        lost = RuntimeError if task.device.type == "cpu" else torch.distributed.DistError
+        if task.ranks.world == 1 or not isinstance(error, lost):
             raise
         raise Error(
             f"epoch {epoch + 1}, {where}: another process is lost "
             f"({first_line(error)}); the same command goes on after epoch {epoch}"
         ) from error
-    job.pruning.after_backward(frozen)
-    with _memory(job):  # the first step makes the momentum
-        job.stepper.step()
-    return loss.detach()
 
 
-@contextlib.contextmanager
-def _memory(job: Job) -> Iterator[None]:
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise _too_large(job) from error
-
-
-def _not_finite(job: Job, epoch: int, where: str) -> Error:
-    lr = job.config.optimizer.lr
-    kept = f"epoch {epoch} is kept in {job.directory}" if epoch else "nothing was lost"
+def _not_finite(task: Task, epoch: int, where: str) -> Error:
+    lr = task.config.optimizer.lr
+    kept = f"epoch {epoch} is kept in {task.directory}" if epoch else "nothing was lost"
     return Error(
         f"the loss is not finite at epoch {epoch + 1}, {where} (optimizer.lr={lr:g}): try "
         f"optimizer.lr={lr / 10:g} in a new directory; {kept}"
     )
-
-
-def _too_large(job: Job) -> Error:
-    size, world = job.config.batch_size, job.ranks.world
-    half = size // 2 // world * world  # all processes get the same share
-    cure = f"try batch_size={half} in a new directory" if half else "it needs a GPU with more"
-    return Error(f"batch_size={size}: does not fit into the GPU's memory; {cure}")

@@ -1,79 +1,105 @@
-"""What the training loop works on, as it is before the first epoch."""
+"""What the training loop works on, as it is before the first epoch or after the last one done."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from fpgm import config as configuration
+from fpgm import methods
 from fpgm.config import Config
-from fpgm.data import memory as data
 from fpgm.data.images import Images
-from fpgm.errors import CheckpointError, first_line
+from fpgm.data.sets import load
+from fpgm.errors import CheckpointError, Error, first_line
+from fpgm.graph.groups import Prunable, prunable
+from fpgm.graph.trace import trace
 from fpgm.machine.device import choose_device, choose_precision, keep_freed_memory
-from fpgm.machine.ranks import ALONE, Ranks, check_agreement, from_first, spread
-from fpgm.methods.compacted import Compacted, compacted
-from fpgm.methods.zeroing import Pruning
+from fpgm.machine.ranks import ALONE, Ranks, check_batch, from_first, spread
+from fpgm.methods import Goal, Method, Schedule, Trained
+from fpgm.methods.compacted import CompactTraining
 from fpgm.networks import models
 from fpgm.runs import checkpoint
+from fpgm.selection.select import Rule
+from fpgm.shipping.runtimes import require
+
+log = logging.getLogger("fpgm")
 
 
 @dataclass
-class Job:
+class Task:
     """What the loop works on.
 
-    arch: the arguments of models.model that give this network. What is trained is chosen by
-    `set_up`: compacted, the compact network in place of `model`, where that is exact; stepper, the
-    optimizer of whichever is trained; forward, that network as all ranks train it; fast, the same
-    compiled, where that is asked for.
+    arch: the arguments of models.model that give this network; full: the network at full width and
+    its optimizer; trained: what is stepped, the same or what a method has put in its place;
+    methods: in the order in which they act, the schedule among them; history: a row for each epoch
+    done; problem: what was wrong with the checkpoint that it goes on from.
     """
 
     config: Config
     directory: Path
     images: Images
     arch: dict[str, Any]
-    model: nn.Module
-    optimizer: torch.optim.SGD
-    pruning: Pruning
+    full: Trained
+    goal: Goal
+    prunable: Prunable
     precision: torch.dtype | None
     ranks: Ranks
-    compacted: Compacted | None = field(default=None, init=False)
-    stepper: torch.optim.SGD = field(init=False)
-    forward: nn.Module = field(init=False)
-    fast: nn.Module = field(init=False)
+    methods: list[Method] = field(default_factory=list, init=False)
+    history: list[dict[str, Any]] = field(default_factory=list, init=False)
+    problem: str | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        self.stepper, self.forward, self.fast = self.optimizer, self.model, self.model
+        self.train(self.full)
 
     @property
     def device(self) -> torch.device:
         return self.images.device
 
     @property
-    def network(self) -> nn.Module:
-        """The network that is trained, as it is."""
-        return self.model if self.compacted is None else self.compacted.network
+    def image_shape(self) -> tuple[int, int, int]:
+        return self.images.image_shape
 
-    def set_up(self) -> None:
-        """Choose what is trained, now that the selection is known."""
-        schedule = self.config.schedule
-        still = schedule.name == "frozen" and schedule.zero_at_start
-        # The penalty's steps are not those that write_back makes up for.
-        if still and schedule.train_compact and not self.config.criterion.slimming:
-            groups, image = self.pruning.prunable.groups, self.images.image_shape
-            keep = self.pruning.keep
-            self.compacted = compacted(self.model, self.optimizer, keep, groups, image)
-        self.stepper = self.optimizer if self.compacted is None else self.compacted.optimizer
-        self.pruning.watch(self.compacted)
-        self.forward = spread(self.network, self.ranks)
-        self.fast = self._compiled() if self.config.compile else self.forward
+    @property
+    def epochs(self) -> int:
+        return self.config.epochs
 
-    def _compiled(self) -> nn.Module:
+    @property
+    def from_scratch(self) -> bool:
+        return self.config.pretrained is None
+
+    @property
+    def schedule(self) -> Schedule:
+        """The method that owns the selection."""
+        return next(method for method in self.methods if isinstance(method, Schedule))
+
+    def shown(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The training images that the criterion looks at: the same ones at every selection, so
+        that none changes by the draw, and on any number of processes."""
+        return self.batches(self.config.criterion.batches or 0)
+
+    def batches(self, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """So many batches of training images, as they are."""
+        stream = self.images.epoch(self.config.batch_size, self.config.seed, augmented=False)
+        return itertools.islice(stream, count)
+
+    def warn(self, line: str) -> None:
+        """Say it on the screen and in the run's log."""
+        log.warning("warning: %s", line)
+
+    def train(self, trained: Trained) -> None:
+        """Step this from now on."""
+        self.trained = trained
+        self._forward: nn.Module | None = None  # as all processes train it
+        self._fast: nn.Module | None = None  # the same compiled, where that is asked for
+
+    def _compile(self, forward: nn.Module) -> nn.Module:
         """What is trained, compiled for full batches, once for all epochs; on a GPU as CUDA graphs,
         but not where processes meet in the middle of them."""
         mode = "reduce-overhead" if self.device.type == "cuda" else None
@@ -81,62 +107,131 @@ class Job:
             # Split at DDP's buckets, the parts of a graph overwrite each other's buffers in torch
             # before 2.9 (pytorch/pytorch#160745).
             mode, torch._dynamo.config.optimize_ddp = None, False
-        return torch.compile(self.forward, mode=mode, dynamic=False)  # type: ignore[return-value]
+        return torch.compile(forward, mode=mode, dynamic=False)  # type: ignore[return-value]
 
-    def outputs(self, inputs: torch.Tensor) -> torch.Tensor:
+    def outputs(self, inputs: Tensor) -> Tensor:
         """What is trained says of a batch: (B, C, H, W) -> (B, classes)."""
+        if self._forward is None or self._fast is None:
+            self._forward = spread(self.trained.network, self.ranks)
+            self._fast = self._compile(self._forward) if self.config.compile else self._forward
         # Compiling for the last, short batch as well takes longer than its one step an epoch.
         full = len(inputs) == self.config.batch_size // self.ranks.world
-        logits: torch.Tensor = (self.fast if full else self.forward)(inputs)
+        logits: Tensor = (self._fast if full else self._forward)(inputs)
         return logits
 
-    def select_again(self, epoch: int) -> dict[str, Any]:
-        """Select and zero after an epoch, as the schedule says; what is trained follows.
+    def state(self) -> dict[str, Any]:
+        """Everything to go on from here to the bit."""
+        return {
+            "model": self.full.network.state_dict(),
+            "optimizer": self.full.optimizer.state_dict(),
+            "methods": [method.state() for method in self.methods],
+            "history": self.history,
+        }
 
-        Returns the facts of Pruning.after_epoch. Raises Error where the processes do not agree.
-        """
-        facts = self.pruning.after_epoch(epoch)
-        check_agreement(self.pruning.keep, self.ranks)
-        if facts["churn"] > 0 and self.compacted is not None:
-            self.set_up()  # the compact network has other filters now
-        return facts
-
-    def start_epoch(self, lr: float) -> None:
-        """Make ready to train."""
-        for optimizer in (self.optimizer, self.stepper):
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-        self.network.train()
-        self.pruning.start_epoch()
-
-    def end_epoch(self, steps: int) -> None:
-        """Bring the network at full width up to date after `steps` steps."""
-        if self.compacted is not None:
-            self.compacted.write_back(steps)
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        self.full.network.load_state_dict(state["model"])
+        self.full.optimizer.load_state_dict(state["optimizer"])
+        for method, before in zip(self.methods, state["methods"], strict=True):
+            method.resume(before)
+        self.history = list(state["history"])
 
 
-def load_images(config: Config, ranks: Ranks = ALONE) -> Images:
-    """The run's data set, on its device. Raises Error."""
-    device = choose_device(config.device)
-    # The others wait until the first has downloaded or decoded what is then there for all.
-    images = data.load(config.dataset, device) if ranks.first else None
-    from_first(None, ranks)
-    return images or data.load(config.dataset, device)
+def asked(values: Mapping[str, Any]) -> Config:
+    """The configuration of these values, held against the criterion and the methods that it names.
+
+    Raises Error with a line for each mistake there is.
+    """
+    config, problems = configuration.read(values)
+    if config is not None:
+        problems += [*_rule_problems(config), *_method_problems(config)]
+        problems = list(dict.fromkeys(problems))
+        if not problems:
+            return config
+    raise Error("\n".join(problems))
+
+
+def goal_of(config: Config) -> Goal:
+    """How much is to go, and by which rule. Raises Error."""
+    rule = Rule(
+        config.criterion.name, config.criterion.options, config.scope, config.scope_norm,
+        config.floor, config.align, config.seed,
+    )  # fmt: skip
+    return Goal(rule, config.rate, config.macs_target, config.residual)
+
+
+def _rule_problems(config: Config) -> Iterator[str]:
+    name, batches = config.criterion.name, config.criterion.batches
+    try:
+        criterion = goal_of(config).rule.scored_by
+    except Error as error:
+        yield from str(error).splitlines()
+        return
+    if criterion.reads_images and batches is None:
+        yield f"criterion.batches=null: criterion={name} looks at images, criterion.batches=10"
+    if not criterion.reads_images and batches is not None:
+        yield f"criterion.batches={batches}: criterion={name} looks at no images"
+
+
+def _method_problems(config: Config) -> Iterator[str]:
+    beside = {f"method.{key}.": ("method", chosen) for key, chosen in config.method.items()}
+    for prefix, (group, chosen) in {"schedule.": ("schedule", config.schedule), **beside}.items():
+        try:
+            method = methods.named(chosen.name, group)
+            goal = goal_of(config)
+        except Error as error:
+            yield from str(error).splitlines()
+            continue
+        yield from method.check(chosen.options, prefix)
+        yield from method.problems(goal, config.pretrained is None)
 
 
 def prepare(
-    config: Config, directory: Path, images: Images, fresh: bool, ranks: Ranks = ALONE
-) -> Job:
-    """Network and optimizer as they are before the first epoch.
+    config: Config, directory: Path, ranks: Ranks = ALONE, images: Images | None = None
+) -> Task:
+    """The task as it is before the first epoch, or where its last checkpoint stands.
 
-    fresh: no epoch is done, so that pretrained weights are wanted.
+    images: in place of the data set that the configuration names. Raises Error; nothing is written.
     """
     keep_freed_memory()
+    if config.tune:
+        require(config.target)
+    check_batch(config.batch_size, ranks)
+    state, problem = from_first(checkpoint.restore_epoch(directory) if ranks.first else None, ranks)
+    images = images or _images(config, ranks)
     arch: dict[str, Any] = {
         "name": config.arch,
         "num_classes": len(images.classes),
         "in_channels": images.image_shape[0],
     }
+    full = _network(config, arch, images, fresh=state is None)
+    precision = choose_precision(config.precision, images.device)
+    goal, groups = goal_of(config), prunable(trace(full.network), config.residual)
+    task = Task(config, directory, images, arch, full, goal, groups, precision, ranks)
+    task.problem = problem
+    task.methods = _methods(config, task)
+    extra = [parameter for method in task.methods for parameter in method.parameters()]
+    if extra:
+        full.optimizer.add_param_group({"params": extra})
+    if state is not None:
+        task.resume(state)
+    else:
+        for method in task.methods:
+            method.start()
+    return task
+
+
+def _images(config: Config, ranks: Ranks) -> Images:
+    """The run's data set, on its device."""
+    device, options = choose_device(config.device), config.dataset.model_dump()
+    # The others wait until the first has downloaded or decoded what is then there for all.
+    images = load(device, **options) if ranks.first else None
+    from_first(None, ranks)
+    return images or load(device, **options)
+
+
+def _network(config: Config, arch: dict[str, Any], images: Images, fresh: bool) -> Trained:
+    """fresh: no epoch is done, so that pretrained weights are wanted."""
     torch.manual_seed(config.seed)
     model = models.model(**arch)
     if fresh and config.pretrained is not None:
@@ -147,18 +242,21 @@ def prepare(
     optimizer = torch.optim.SGD(
         model.parameters(), o.lr, o.momentum, weight_decay=o.weight_decay, nesterov=o.nesterov
     )
-    precision = choose_precision(config.precision, images.device)
-    pruning = Pruning(
-        model, optimizer, config, images.image_shape, lambda: shown(config, images), ranks
-    )
-    return Job(config, directory, images, arch, model, optimizer, pruning, precision, ranks)
+    return Trained(model, optimizer)
 
 
-def shown(config: Config, images: Images) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """The training images that the criterion looks at: the same ones at every selection, so that
-    none changes by the draw, and on any number of processes."""
-    stream = images.epoch(config.batch_size, config.seed, augmented=False)
-    return itertools.islice(stream, config.criterion.batches)
+def _methods(config: Config, task: Task) -> list[Method]:
+    """What is done to the filters, in order: what trains another network in place of the full one
+    first, as it brings that up to date before the schedule looks at it."""
+    schedule = methods.named(config.schedule.name, "schedule")(task, **config.schedule.options)
+    beside = [
+        methods.named(chosen.name, "method")(task, **chosen.options)
+        for chosen in config.method.values()
+    ]
+    chosen = [schedule, *beside]
+    assert isinstance(schedule, Schedule)
+    first = [CompactTraining(task, schedule)] if all(method.still for method in chosen) else []
+    return [*first, *chosen]
 
 
 def load_pretrained(model: nn.Module, arch: str, name: str) -> None:

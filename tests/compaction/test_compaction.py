@@ -10,45 +10,83 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from zoo import Mixed, Mysterious, Odd, Overwrites, Spelled, random_keep, randomised, zeroed
+from zoo import (
+    FAMILIES,
+    Functional,
+    Gated,
+    Mixed,
+    Mysterious,
+    Odd,
+    Overwrites,
+    Spelled,
+    error,
+    random_keep,
+    randomised,
+    zeroed,
+)
 
 import fpgm
-from fpgm.compaction.compact import compact, equivalence, load
+from fpgm.compaction.compact import compact, load
 from fpgm.errors import CheckpointError, GraphError
-from fpgm.graph.groups import prunable
+from fpgm.graph.groups import RESIDUAL, prunable
 from fpgm.graph.trace import trace
-from fpgm.networks.layers import BorderConv2d, Expand
+from fpgm.networks.layers import BorderConv2d, Expand, Pick
 from fpgm.runs import checkpoint
 
 LIMIT = {torch.float32: 1e-5, torch.float64: 1e-12}
-SIZES = {"vgg16": (37, 41), "resnet18": (61, 75), "resnet50": (61, 75)}
 
 
 def images(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-def error(full: nn.Module, small: nn.Module, x: torch.Tensor) -> float:
-    found = equivalence(full, small, x)
-    return found["max_abs_diff"] / found["max_abs_logit"]
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
-@pytest.mark.parametrize("rate", [0.1, 0.4, 0.9])
-@pytest.mark.parametrize(
-    "arch", ["resnet20", "resnet56", "resnet110", "vgg16", "resnet18", "resnet50"]
-)
+@pytest.mark.parametrize(("arch", "rate"), [("resnet20", 0.1), ("resnet20", 0.9), ("vgg16", 0.4)])
 def test_compact_network_computes_the_same_function(
     arch: str, rate: float, dtype: torch.dtype
 ) -> None:
     model, keep = zeroed(int(10 * rate), rate, fpgm.model(arch), dtype)
     small = compact(model, keep)
-    x = images(1, 3, 3, *SIZES.get(arch, (33, 39)), dtype=dtype)
+    x = images(1, 3, 3, 33, 39, dtype=dtype)
     assert error(model, small, x) <= LIMIT[dtype]
     widths = {
         name: m.out_channels for name, m in small.named_modules() if hasattr(m, "out_channels")
     }
     assert all(widths[name] == len(kept) for name, kept in keep.items())
+
+
+@pytest.mark.parametrize(
+    ("name", "residual"),
+    [(name, RESIDUAL[i % 3]) for i, name in enumerate(FAMILIES)]
+    + [("resnet", mode) for mode in RESIDUAL[1:]]
+    + [("mobilenet_v2", "independent"), ("efficientnet", "shared")],
+)
+def test_any_torchvision_network_is_compacted_exactly(name: str, residual: str) -> None:
+    model = randomised(FAMILIES[name](), 0, torch.float64)
+    keep = random_keep(model, 0.5, 0, residual)
+    assert keep or name == "convnext"
+    fpgm.zero_(model, keep)
+    assert error(model, compact(model, keep), images(0, 2, 3, 40, 45).double()) <= 1e-12
+
+
+@pytest.mark.parametrize("name", ["resnet20", "resnet"])
+def test_shared_streams_are_narrow_and_need_no_scatter(name: str) -> None:
+    model = FAMILIES[name]() if name in FAMILIES else fpgm.model(name)
+    small = compact(model, fpgm.select(model, "l2", 0.5, residual="shared"))
+    # Shortcut A appends channels between two stages: the compact network has to as well.
+    parts = [m for m in small.modules() if isinstance(m, Expand | Pick)]
+    assert len(parts) == (2 if name == "resnet20" else 0)
+    widths = {m.out_channels for m in small.modules() if isinstance(m, nn.Conv2d)}
+    full = {m.out_channels for m in model.modules() if isinstance(m, nn.Conv2d)}
+    assert widths == {width // 2 for width in full}
+
+
+def test_constants_of_a_gated_channel_are_products() -> None:
+    """A dead channel beside a live gate, a live channel beside a dead gate, and both dead."""
+    model = randomised(Gated(), 0, torch.float64)
+    keep = {"a": torch.tensor([0, 1, 2, 3]), "gate": torch.tensor([2, 3, 4])}
+    fpgm.zero_(model, keep)
+    assert error(model, compact(model, keep), images(0, 2, 3, 9, 9).double()) <= 1e-12
 
 
 @given(
@@ -58,7 +96,7 @@ def test_compact_network_computes_the_same_function(
     width=st.integers(5, 40),
     batch=st.integers(1, 3),
 )
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=6)
 def test_compact_network_keeps_border_pixels_right_at_any_size(
     seed: int, rate: float, height: int, width: int, batch: int
 ) -> None:
@@ -69,7 +107,7 @@ def test_compact_network_keeps_border_pixels_right_at_any_size(
 
 @pytest.mark.parametrize("network", [Spelled, Mixed])
 def test_compaction_is_exact_however_the_network_is_written(network) -> None:
-    for seed in range(10):
+    for seed in range(4):
         model = randomised(network(), seed, torch.float64)
         keep = {  # whatever the graph would advise: every convolution loses some
             name: random_keep(model, 0.5, seed).get(name, torch.tensor([seed % 3, 4, 5]))
@@ -107,7 +145,7 @@ def test_asking_for_sizes_and_scaling_keeps_nothing_whole() -> None:
 
 
 @given(seed=st.integers(0, 10_000), rate=st.floats(0.1, 0.8))
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=6)
 @pytest.mark.parametrize("network", [Odd, Overwrites])
 def test_compaction_is_exact_beyond_residual_networks(network, seed: int, rate: float) -> None:
     torch.manual_seed(seed)
@@ -165,17 +203,21 @@ def test_compact_leaves_the_network_as_it_was() -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_what_is_not_understood_is_kept_and_named() -> None:
-    tied = prunable(trace(Mysterious()))
-    assert tied.layers == ("free",)
-    assert "softmax" in tied.kept_full["shuffled"]
-    assert "grouped" in tied.kept_full["fed"]
-    assert tied.kept_full["twice"] == "its weight is used twice"
-    assert tied.kept_full["grouped"] == "a grouped convolution"
-    assert tied.kept_full["head"] == "its filters are outputs of the network"
+def test_what_is_not_understood_is_given_all_that_it_had() -> None:
     model, keep = zeroed(0, 0.5, Mysterious(), torch.float64)
+    assert list(keep) == ["free"]
     x = images(0, 2, 3, 9, 9, dtype=torch.float64)
     assert error(model, compact(model, keep), x) <= 1e-12
+
+
+def test_beside_what_is_called_as_a_function_layers_get_narrower() -> None:
+    model = randomised(Functional(), 0, torch.float64)
+    assert random_keep(model, 0.5, 0) == {}
+    keep = {"plain": torch.tensor([0, 5, 6])}
+    fpgm.zero_(model, keep)
+    small = compact(model, keep)
+    assert small.get_submodule("plain").out_channels == 3
+    assert error(model, small, images(0, 2, 3, 9, 9).double()) <= 1e-12
 
 
 def residual_with_identity(relu_inplace: bool) -> nn.Module:
@@ -202,7 +244,7 @@ def residual_with_identity(relu_inplace: bool) -> nn.Module:
 
 @pytest.mark.parametrize("relu_inplace", [True, False])
 def test_other_names_of_an_overwritten_tensor_change_with_it(relu_inplace: bool) -> None:
-    for seed in range(5):
+    for seed in range(3):
         model, keep = zeroed(seed, 0.5, residual_with_identity(relu_inplace), torch.float64)
         assert keep
         x = images(seed, 2, 3, 9, 9, dtype=torch.float64)
@@ -224,23 +266,6 @@ def forward_of(body) -> nn.Module:
             return self.fc(body(self, self.norm(self.a(x))).mean((2, 3)))
 
     return Body()
-
-
-def overwritten_view(s: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    x[:, :, ::2, ::2].relu_()
-    return s.b(x)
-
-
-def overwritten_base(s: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    part = x[:, :, ::2, ::2]
-    torch.relu_(x)
-    return s.b(part)
-
-
-@pytest.mark.parametrize("body", [overwritten_view, overwritten_base])
-def test_overwriting_a_view_that_is_read_again_is_refused(body) -> None:
-    with pytest.raises(GraphError, match="write to a copy"):
-        trace(forward_of(body))
 
 
 def dynamic_pad(s: nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -346,16 +371,6 @@ def test_keep_that_cannot_be_followed_is_refused(keep, message: str) -> None:
 def test_grouped_convolution_is_refused_with_the_reason() -> None:
     with pytest.raises(GraphError, match="a grouped convolution"):
         compact(Mysterious(), {"grouped": torch.tensor([0, 1])})
-
-
-def test_network_with_control_flow_says_that_it_cannot_be_traced() -> None:
-    class Branches(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x if x.sum() > 0 else -x
-
-    line = r"Branches cannot be traced by torch.fx at .*test_compaction.py:\d+ \(return x if x.sum"
-    with pytest.raises(GraphError, match=line):
-        compact(Branches(), {})
 
 
 @pytest.mark.parametrize("randomise", [True, False], ids=["constants", "no constants"])

@@ -12,8 +12,14 @@ from scipy.optimize import minimize
 from scipy.spatial.distance import cdist
 from scipy.stats import spearmanr
 
-from fpgm.criteria import CRITERIA, DISTANCES, fermat, geometric_median, gm, l1, l2, mix, random
-from fpgm.criteria.evidence import NEEDS
+import fpgm
+from fpgm.criteria import CRITERIA
+from fpgm.criteria.geometric_median import DISTANCES, geometric_median, shares
+from fpgm.errors import Error
+
+fermat, gm, l1, l2, mix, random = (
+    CRITERIA[name] for name in ("fermat", "gm", "l1", "l2", "mix", "random")
+)
 
 POINTS = torch.tensor([[0, 0], [4, 0], [0, 3], [1, 1], [10, 10]], dtype=torch.float64)
 
@@ -110,13 +116,31 @@ def test_geometric_median_has_no_better_point(points: np.ndarray) -> None:
     assert total(median) <= min(map(total, data)) * (1 + 1e-9) + 1e-12
 
 
-def test_mix_takes_norm_first_and_gm_among_the_survivors() -> None:
-    weight = filters(3, 16)
+@given(seeds)
+@settings(deadline=None, max_examples=20)
+def test_mix_takes_norm_first_and_then_distances_among_the_survivors(seed: int) -> None:
+    weight = filters(seed, 16)
     by_norm = order(l2(weight))[:2]
-    survivors = [j for j in order(gm(weight)) if j not in by_norm]
-    assert order(mix(weight, pruned=8))[:8] == by_norm + survivors[:6]
-    assert order(mix(weight, pruned=8, norm_share=0.0)) == order(gm(weight))
-    assert order(mix(weight, pruned=8, norm_share=1.0))[:8] == order(l2(weight))[:8]
+    rest = [j for j in range(16) if j not in by_norm]
+    vectors = weight.flatten(1).double().numpy()[rest]
+    by_distance = [rest[i] for i in np.argsort(cdist(vectors, vectors).sum(0), kind="stable")]
+    assert order(mix(weight, rate=0.5)) == by_norm + by_distance
+    assert order(mix(weight, rate=0.5, norm_share=0.0)) == order(gm(weight))
+    assert order(mix(weight, rate=0.5, norm_share=1.0))[:8] == order(l2(weight))[:8]
+
+
+def test_mix_prunes_the_floors_of_both_shares_as_published() -> None:
+    assert shares(16, 0.4) == (1, 4)  # 5, where the other criteria prune 6
+    assert shares(64, 0.4) == (6, 19)
+    assert shares(100, 0.29, 1.0) == (29, 0)  # not 28, by rounding
+    assert shares(100, 0.29, 0.0) == (0, 29)
+    assert shares(30, 0.3, 1 / 3) == (3, 6)
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 16, 3), torch.nn.Conv2d(16, 4, 1))
+    network = torch.nn.Sequential(model, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    network.append(torch.nn.Linear(4, 2))
+    keep = fpgm.select(network, "mix", 0.4)
+    gone = sorted(set(range(16)) - set(keep["0.0"].tolist()))
+    assert gone == sorted(order(mix(model[0].weight, rate=0.4))[:5])
 
 
 def test_random_is_seeded_and_differs_between_seeds() -> None:
@@ -145,23 +169,38 @@ def test_criteria_rank_gaussian_filters_as_their_null_says(
     assert mean[2] > 0.995
 
 
-WEIGHT_ONLY = sorted(set(CRITERIA) - set(NEEDS))  # the others: test_evidence.py
+WEIGHT_ONLY = [name for name, c in CRITERIA.items() if not c.views]  # others: test_evidence.py
 
 
 @pytest.mark.parametrize("name", WEIGHT_ONLY)
 def test_every_criterion_scores_every_filter_without_touching_the_weight(name: str) -> None:
     weight = filters(1).requires_grad_()
     before = weight.detach().clone()
-    scores = CRITERIA[name](weight, **({"pruned": 4} if name == "mix" else {}))
+    scores = CRITERIA[name](weight, **({"rate": 0.2} if name == "mix" else {}))
     assert scores.shape == (20,)
     assert torch.isfinite(scores).all()
     assert not scores.requires_grad
     assert torch.equal(weight.detach(), before)
 
 
-def test_unknown_distance_names_the_choices() -> None:
-    with pytest.raises(ValueError, match="choose one of " + ", ".join(DISTANCES)):
-        gm(POINTS, distance="l3")
+@pytest.mark.parametrize(
+    ("name", "options", "line"),
+    [
+        ("gm", {"distance": "l3"}, "criterion.distance=l3: choose one of " + ", ".join(DISTANCES)),
+        ("gm", {"distanze": "l2"}, "criterion.distanze: no such key, did you mean distance?"),
+        ("l1", {"distance": "l2"}, "criterion.distance: no such key, there are none here"),
+        ("mix", {"norm_share": 1.5}, "criterion.norm_share=1.5: must be at least 0 and at most 1"),
+        ("mix", {"norm_share": "a"}, "criterion.norm_share=a: must be a number, for example crit"),
+        ("gm", {"distance": None}, "criterion.distance=null: choose one of l2"),
+    ],
+)
+def test_an_option_that_a_criterion_does_not_take_is_named(
+    name: str, options: dict, line: str
+) -> None:
+    with pytest.raises(Error) as caught:
+        fpgm.select(fpgm.model("resnet20"), name, **options)
+    assert str(caught.value).startswith(line)
+    assert "\n" not in str(caught.value)
 
 
 def test_gm_of_a_resnet50_is_five_times_faster_than_scipy() -> None:

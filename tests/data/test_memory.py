@@ -9,28 +9,22 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from commands import compose
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fpgm.config import Dataset
-from fpgm.data import memory as data
+from fpgm.config import Config
+from fpgm.data import memory
 from fpgm.data.images import steps
+from fpgm.data.sets import load
 from fpgm.errors import DataError
 
 CPU = torch.device("cpu")
 
 
-def dataset(name: str, root: Path | None = None, size: int | None = None) -> Dataset:
-    return Dataset(
-        name=name,
-        root=root and str(root),
-        image_size=size,
-        pad=4,
-        flip=True,
-        workers=0,
-        on_error="stop",
-    )
+def images(name: str, root: Path | None = None, size: int | None = None, **more) -> memory.Data:
+    return load(CPU, name=name, root=root and str(root), image_size=size, pad=4, flip=True, **more)
 
 
 def test_images_that_do_not_fit_into_the_gpu_get_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,7 +33,7 @@ def test_images_that_do_not_fit_into_the_gpu_get_a_line(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(torch.Tensor, "to", full)
     with pytest.raises(DataError, match=r"dataset=digits: 0\.0 GiB .* dataset=imagenet reads"):
-        data.load_arrays(dataset("digits"), CPU)
+        images("digits")
 
 
 @pytest.fixture
@@ -57,18 +51,18 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_digits_are_all_there_in_a_fixed_stratified_split() -> None:
-    digits = data.load(dataset("digits"), CPU)
+    digits = images("digits")
     assert digits.train_images.shape == (1437, 1, 8, 8)
     assert digits.test_images.shape == (360, 1, 8, 8)
     assert digits.train_images.dtype == torch.uint8
     assert digits.train_images.max() == 255
     shares = [y.bincount().double() / len(y) for y in (digits.train_labels, digits.test_labels)]
     assert (shares[0] - shares[1]).abs().max() < 0.005
-    again = data.load(dataset("digits"), CPU)
+    again = images("digits")
     assert torch.equal(digits.train_images, again.train_images)
-    images = digits.normalise(digits.train_images)
-    assert images.mean().abs() < 1e-5
-    assert images.std() == pytest.approx(1, abs=1e-3)
+    pixels = digits.normalise(digits.train_images)
+    assert pixels.mean().abs() < 1e-5
+    assert pixels.std() == pytest.approx(1, abs=1e-3)
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
@@ -90,13 +84,42 @@ def test_cifar_is_read_through_torchvision_from_its_own_files(
     (folder / cls.meta["filename"]).write_bytes(pickle.dumps(meta))
     # The files are made here, so their checksums are the only thing that is not the real one.
     monkeypatch.setattr("torchvision.datasets.utils.check_md5", lambda *_, **__: True)
-    found = data.load(dataset(name, tmp_path), CPU)
+    constants = {key: compose(f"dataset={name}")["dataset"][key] for key in ("mean", "std")}
+    found = images(name, tmp_path, **constants)
     assert found.train_images.shape == (20 * len(cls.train_list), 3, 32, 32)
     first = pixels[cls.train_list[0][0]][0].reshape(3, 32, 32)
     assert np.array_equal(found.train_images[0].numpy(), first)
     assert found.test_labels.tolist() == [i % 10 for i in range(20)]
     assert found.classes == tuple(names)
-    assert (255 * found.mean).tolist() == pytest.approx([125.3, 123.0, 113.9])
+    published = {
+        "cifar10": ([125.3, 123.0, 113.9], [63.0, 62.1, 66.7]),
+        "cifar100": ([129.3, 124.1, 112.4], [68.2, 65.4, 70.4]),
+    }[name]
+    assert (255 * found.mean).tolist() == pytest.approx(published[0])
+    assert (255 * found.std).tolist() == pytest.approx(published[1])
+
+
+def test_vgg16_on_cifar10_has_its_own_constants_and_recipe() -> None:
+    config = Config.of(compose("arch=vgg16"))
+    assert config.dataset.mean == (0.4914, 0.4822, 0.4465)
+    assert config.dataset.std == (0.2023, 0.1994, 0.2010)
+    assert (config.epochs, config.batch_size) == (160, 64)
+    o = config.optimizer
+    assert (o.lr, o.gamma, o.milestones) == (0.1, 0.1, (0.5, 0.75))
+    assert (o.weight_decay, o.nesterov) == (1e-4, False)
+    assert compose("arch=vgg16", "dataset=cifar100")["dataset"]["mean"] == [129.3, 124.1, 112.4]
+    assert compose("arch=vgg16", "dataset=image_folder")["dataset"]["mean"] is None
+    assert compose("experiment=quick", "arch=vgg16")["dataset"]["mean"] == [0.4914, 0.4822, 0.4465]
+
+
+def test_constants_are_read_in_either_scale_and_for_each_channel(photos: Path) -> None:
+    bytes_ = images("image_folder", photos, mean=[51, 102, 153], std=[51, 51, 51])
+    shares = images("image_folder", photos, mean=[0.2, 0.4, 0.6], std=[0.2, 0.2, 0.2])
+    assert torch.allclose(bytes_.mean, shares.mean)
+    assert torch.allclose(bytes_.std, shares.std)
+    assert bytes_.preprocessing()["mean"] == pytest.approx([0.2, 0.4, 0.6])
+    with pytest.raises(DataError, match=r"dataset.mean.*\[0.5\] for images of 3 channels"):
+        images("image_folder", photos, mean=[0.5], std=[0.5])
 
 
 def test_missing_cifar_without_a_network_says_what_to_do(
@@ -107,7 +130,7 @@ def test_missing_cifar_without_a_network_says_what_to_do(
 
     monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", offline)
     with pytest.raises(DataError) as caught:
-        data.load(dataset("cifar10", tmp_path), CPU)
+        images("cifar10", tmp_path)
     for part in ("dataset=cifar10", str(tmp_path), "cifar-10-python.tar.gz", "dataset=digits"):
         assert part in str(caught.value)
 
@@ -115,29 +138,29 @@ def test_missing_cifar_without_a_network_says_what_to_do(
 def test_image_folder_finds_classes_and_size_and_is_decoded_once(
     photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = data.load(dataset("image_folder", photos), CPU)
+    found = images("image_folder", photos)
     assert found.classes == ("cat", "dog")
     assert found.train_images.shape == (6, 3, 20, 20)
     assert found.train_labels.tolist() == [0, 0, 0, 1, 1, 1]
     assert (found.train_images[3:].float().mean() - 161).abs() < 2
     monkeypatch.setattr("fpgm.data.folder._square", None)  # decoding again would fail now
-    again = data.load(dataset("image_folder", photos), CPU)
+    again = images("image_folder", photos)
     assert torch.equal(found.train_images, again.train_images)
     with pytest.raises(TypeError):
-        data.load(dataset("image_folder", photos, size=10), CPU)
+        images("image_folder", photos, size=10)
 
 
 def test_changed_image_is_decoded_again(photos: Path) -> None:
-    data.load(dataset("image_folder", photos), CPU)
+    images("image_folder", photos)
     Image.fromarray(np.zeros((30, 30, 3), np.uint8)).save(photos / "train" / "cat" / "1.png")
-    assert data.load(dataset("image_folder", photos), CPU).train_images[1].max() == 0
+    assert images("image_folder", photos).train_images[1].max() == 0
 
 
 def test_damaged_cache_is_decoded_again(photos: Path) -> None:
-    found = data.load(dataset("image_folder", photos), CPU)
+    found = images("image_folder", photos)
     for cache in photos.parent.glob("cache/fpgm/decoded/*.npy"):
         cache.write_bytes(cache.read_bytes()[:100])
-    again = data.load(dataset("image_folder", photos), CPU)
+    again = images("image_folder", photos)
     assert torch.equal(found.train_images, again.train_images)
 
 
@@ -145,12 +168,12 @@ def test_images_are_scaled_by_the_shorter_side_and_cut_in_the_middle(photos: Pat
     wide = np.zeros((40, 80, 3), np.uint8)
     wide[:, 20:60] = 255  # exactly the middle square
     Image.fromarray(wide).save(photos / "train" / "cat" / "1.png")
-    assert data.load(dataset("image_folder", photos, size=16), CPU).train_images[1].min() > 200
+    assert images("image_folder", photos, size=16).train_images[1].min() > 200
 
 
 def test_val_serves_where_there_is_no_test(photos: Path) -> None:
     (photos / "test").rename(photos / "val")
-    assert len(data.load(dataset("image_folder", photos), CPU).test_images) == 4
+    assert len(images("image_folder", photos).test_images) == 4
 
 
 @pytest.mark.parametrize(
@@ -166,12 +189,12 @@ def test_val_serves_where_there_is_no_test(photos: Path) -> None:
 def test_bad_folder_is_named_with_the_trouble(photos: Path, damage, message: str) -> None:
     damage(photos)
     with pytest.raises(DataError, match=message):
-        data.load(dataset("image_folder", photos), CPU)
+        images("image_folder", photos)
 
 
 def test_images_that_cannot_fit_in_memory_are_refused_before_they_are_decoded(photos: Path) -> None:
     with pytest.raises(DataError, match=r"try dataset\.image_size="):
-        data.load(dataset("image_folder", photos, size=2_000_000), CPU)
+        images("image_folder", photos, size=2_000_000)
 
 
 @given(seed=st.integers(0, 1000), pad=st.integers(1, 4), flip=st.booleans())
@@ -181,7 +204,7 @@ def test_augmentation_is_a_crop_of_the_raw_image_in_black_and_a_mirror(
 ) -> None:
     g = torch.Generator().manual_seed(seed)
     images = torch.randint(1, 256, (6, 3, 7, 9), dtype=torch.uint8, generator=g)
-    out = data.augment(images, pad, flip, g)
+    out = memory.augment(images, pad, flip, g)
     assert out.shape == images.shape
     for image, result in zip(images, out, strict=True):
         mirrored = [image, image.flip(2)] if flip else [image]
@@ -195,26 +218,26 @@ def test_augmentation_is_a_crop_of_the_raw_image_in_black_and_a_mirror(
 
 def test_each_image_gets_its_own_place_and_coin() -> None:
     image = torch.arange(1, 50, dtype=torch.uint8).view(1, 1, 7, 7).expand(4000, 1, 7, 7)
-    out = data.augment(image, 2, True, torch.Generator().manual_seed(0))
+    out = memory.augment(image, 2, True, torch.Generator().manual_seed(0))
     counts = out.flatten(1).unique(dim=0, return_counts=True)[1]
     assert len(counts) == 50  # 5 x 5 places, mirrored or not
     assert counts.min() > 40  # 80 expected
 
 
 def test_epoch_sees_every_image_once_and_follows_from_its_seed() -> None:
-    digits = data.load(dataset("digits"), CPU)
-    batches = list(data.train_batches(digits, 64, 0, False, seed=5))
+    digits = images("digits")
+    batches = list(digits.epoch(64, seed=5, augmented=False))
     assert len(batches) == steps(len(digits.train_images), 64) == 23
     labels = torch.cat([y for _, y in batches])
     assert torch.equal(labels.bincount(), digits.train_labels.bincount())
-    again = list(data.train_batches(digits, 64, 0, False, seed=5))
+    again = list(digits.epoch(64, seed=5, augmented=False))
     assert all(torch.equal(a, b) for (a, _), (b, _) in zip(batches, again, strict=True))
-    other = next(data.train_batches(digits, 64, 0, False, seed=6))
+    other = next(digits.epoch(64, seed=6, augmented=False))
     assert not torch.equal(batches[0][1], other[1])
 
 
 def test_single_image_left_over_is_no_batch() -> None:
-    digits = data.load(dataset("digits"), CPU)
-    sizes = [len(y) for _, y in data.train_batches(digits, 1436, 0, False, seed=0)]
+    digits = images("digits")
+    sizes = [len(y) for _, y in digits.epoch(1436, seed=0, augmented=False)]
     assert sizes == [1436]
     assert steps(len(digits.train_images), 1436) == 1

@@ -4,29 +4,28 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from commands import compose
+from tasks import few, made
 from torch import nn
 
 import fpgm
-from fpgm.config import Config
 from fpgm.graph.groups import prunable
 from fpgm.graph.trace import trace
 from fpgm.methods import compacted as compact_training
-from fpgm.training import loop as training
-from fpgm.training.loop import one_epoch, resume
-from fpgm.training.task import Job, load_images, prepare
+from fpgm.methods.compacted import CompactTraining
+from fpgm.selection.select import Rule, highest, score
+from fpgm.training.loop import one_epoch
+from fpgm.training.task import Task
+
+__all__ = ["few"]  # a fixture
 
 
-def job(directory: Path, train_compact: bool, *words: str) -> Job:
-    config = Config.of(
-        compose("dataset=digits", "batch_size=64", "precision=float32", "device=cpu", *words)
-    )
-    schedule = replace(config.schedule, train_compact=train_compact)
-    config = replace(config, schedule=schedule)
-    return prepare(config, directory, load_images(config), fresh=True)
+def task_of(directory: Path, train_compact: bool, *words: str) -> Task:
+    flag = f"schedule.train_compact={str(train_compact).lower()}"
+    return made(directory, flag, *words)
 
 
 @pytest.fixture
@@ -37,20 +36,24 @@ def always(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def try_compacted(model: nn.Module, rate: float, align: int = 1, residual: str = "inner"):
-    groups = prunable(trace(model), residual).groups
-    keep = fpgm.select(model, "gm", rate, align=align, groups=groups)
+    groups, rule = prunable(trace(model), residual).groups, Rule("gm", align=align)
+    keep = highest(score(model, rule, rate, groups), rule, rate, groups)
     fpgm.zero_(model, keep)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     return compact_training.compacted(model, optimizer, keep, groups, (3, 32, 32))
 
 
-def in_float64(job: Job) -> None:
-    job.model.double()
-    job.images = replace(job.images, mean=job.images.mean.double(), std=job.images.std.double())
-    normalise = type(job.images).normalise
+def in_float64(task: Task) -> None:
+    task.full.network.double()
+    task.images = replace(task.images, mean=task.images.mean.double(), std=task.images.std.double())
+    normalise = type(task.images).normalise
     object.__setattr__(
-        job.images, "normalise", lambda images: normalise(job.images, images).double()
+        task.images, "normalise", lambda images: normalise(task.images, images).double()
     )
+
+
+def is_compact(task: Task) -> bool:
+    return task.trained.network is not task.full.network
 
 
 @pytest.mark.parametrize(
@@ -65,23 +68,21 @@ def in_float64(job: Job) -> None:
     ids=lambda words: " ".join(words),
 )
 def test_compact_and_full_width_training_lead_to_the_same_weights(
-    words: list[str], tmp_path: Path, always: None
+    words: list[str], tmp_path: Path, always: None, few: None
 ) -> None:
-    jobs = [job(tmp_path, compact, *words, "epochs=2") for compact in (True, False)]
+    tasks = [task_of(tmp_path, compact, *words) for compact in (True, False)]
     rows = []
-    for one in jobs:
-        in_float64(one)
-        resume(one, None)
-        rows.append([one_epoch(one, epoch) for epoch in range(2)])
-    assert jobs[0].compacted is not None
-    assert jobs[1].compacted is None
-    ours, theirs = (one.model.state_dict() for one in jobs)
+    for task in tasks:
+        in_float64(task)
+        rows.append([one_epoch(task, epoch) for epoch in range(2)])
+    assert [is_compact(task) for task in tasks] == [True, False]
+    ours, theirs = (task.full.network.state_dict() for task in tasks)
     for name, value in theirs.items():
         assert (ours[name] - value).abs().max() <= 1e-4 * max(1, value.abs().max()), name
-    for a, b in zip(jobs[0].model.parameters(), jobs[1].model.parameters(), strict=True):
+    for a, b in zip(*(task.full.network.parameters() for task in tasks), strict=True):
         moving = [
-            one.optimizer.state[p].get("momentum_buffer")
-            for one, p in zip(jobs, (a, b), strict=True)
+            task.full.optimizer.state[p].get("momentum_buffer")
+            for task, p in zip(tasks, (a, b), strict=True)
         ]
         assert (moving[0] is None) == (moving[1] is None)
         assert moving[0] is None or (moving[0] - moving[1]).abs().max() <= 1e-4
@@ -94,7 +95,7 @@ def test_compact_network_is_smaller_and_left_alone_where_it_would_save_nothing()
     model = fpgm.model("resnet20")
     found = try_compacted(model, 0.5, align=16, residual="shared")
     assert found is not None
-    macs = [fpgm.cost(network, (3, 32, 32)).macs for network in (found.network, model)]
+    macs = [fpgm.cost(network, (3, 32, 32)).macs for network in (found.trained.network, model)]
     assert macs[0] < 0.6 * macs[1]
     assert try_compacted(fpgm.model("resnet20"), 0.3) is None  # 11 of 16 are 16 again
 
@@ -139,30 +140,47 @@ def test_where_a_pruned_filter_goes_on_learning_the_full_width_is_trained(
     assert try_compacted(fpgm.model("vgg16"), 0.5) is not None
 
 
-def test_pretrained_networks_are_trained_at_full_width(tmp_path: Path, always: None) -> None:
+def test_pretrained_networks_are_trained_at_full_width(
+    tmp_path: Path, always: None, few: None
+) -> None:
     model = fpgm.model("resnet20", in_channels=1)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.bias)
     torch.save(model.state_dict(), tmp_path / "w.pt")
-    one = job(tmp_path, True, "arch=resnet20", f"pretrained={tmp_path}/w.pt")
-    resume(one, None)
-    assert one.compacted is None
+    task = task_of(tmp_path, True, f"pretrained={tmp_path}/w.pt")
+    one_epoch(task, 0)
+    assert not is_compact(task)
+
+
+def test_methods_that_act_on_what_is_pruned_keep_the_full_width(
+    tmp_path: Path, always: None, few: None
+) -> None:
+    def trains(*words: str) -> bool:
+        return any(isinstance(m, CompactTraining) for m in made(tmp_path, *words).methods)
+
+    assert trains()
+    assert not trains("method=slimming")
+    assert not trains("schedule=soft")
+    assert not trains("schedule.zero_at_start=false")
 
 
 def test_a_selection_that_changes_is_followed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, always: None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, always: None, few: None
 ) -> None:
-    one = job(tmp_path, True, "arch=resnet20", "epochs=2", "rate=0.4")
-    resume(one, None)
-    first = one.compacted
-    training.one_epoch(one, 0)
-    assert one.compacted is first  # frozen: built once
+    task = task_of(tmp_path, True, "rate=0.4")
+    one_epoch(task, 0)
+    first = task.trained
     name = "layer1.0.conv1"
-    swapped = dict(one.pruning.keep)
+    swapped = dict(task.schedule.keep)
     pruned = sorted(set(range(16)) - set(swapped[name].tolist()))
     swapped[name] = torch.tensor(sorted([*swapped[name].tolist()[1:], pruned[0]]))
-    monkeypatch.setattr(one.pruning, "selection", lambda rate, align: swapped)
-    row = training.one_epoch(one, 1)
+    selected: Any = lambda rate, align: (swapped, {})  # noqa: E731
+    monkeypatch.setattr(task.schedule, "_selected", selected)
+    row = one_epoch(task, 1)
     assert row["churn"] > 0
-    assert one.compacted is not first
+    assert task.trained is first  # until the next epoch begins
+    for method in task.methods:
+        method.before_epoch(2)
+    assert is_compact(task)
+    assert task.trained is not first

@@ -18,7 +18,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -304,20 +303,3 @@ def test_missing_checkpoint_says_so(tmp_path: Path) -> None:
         checkpoint.pretrained_file(str(tmp_path / "x.pt"))
     with pytest.raises(CheckpointError, match=r"no zeroed\.pt there"):
         checkpoint.pretrained_file(str(tmp_path))
-
-
-def test_run_of_an_earlier_version_goes_on_and_its_settings_are_what_they_were(
-    tmp_path: Path,
-) -> None:
-    old = {"rate": 0.4, "criterion": {"name": "gm", "distance": "l2", "norm_share": None}}
-    new = {**old, "scope": "layer", "scope_norm": "mean", "floor": 0.1}
-    new["criterion"] = {**old["criterion"], "batches": None, "slimming": None}
-    write_text(tmp_path / "config.yaml", yaml.safe_dump(old))
-    write_text(tmp_path / "report.json", '{"schema": 1}')
-    with Run(tmp_path, new) as run:
-        assert run.report == {"schema": 1}
-    with (
-        pytest.raises(Error, match="scope: layer -> global"),
-        Run(tmp_path, {**new, "scope": "global"}),
-    ):
-        pass

@@ -21,13 +21,15 @@ from fpgm.selection.ranking import (
     group_scores,
     kept_in_one_ranking,
     least_kept,
+    levelled,
     normalised,
     pruned_count,
 )
-from fpgm.selection.select import select, zero_
+from fpgm.selection.select import Rule, highest, score, select
+from fpgm.selection.zero import zero_
 
 MODEL = randomised(fpgm.model("resnet20"), 0)
-BLOCKS = {mode: prunable(trace(MODEL), mode).groups for mode in RESIDUAL}
+GROUPS = {mode: prunable(trace(MODEL), mode).groups for mode in RESIDUAL}
 
 seeds = st.integers(0, 2**31)
 rates = st.floats(0, 0.9)
@@ -62,9 +64,9 @@ def test_the_lowest_of_the_network_go_until_a_layer_is_at_its_floor(
 def test_global_selection_keeps_floor_alignment_and_count_for_any_structure(
     seed: int, rate: float, align: int, floor: float, residual: str, how: str
 ) -> None:
-    groups = BLOCKS[residual]
-    keep = select(MODEL, "random", rate, align=align, seed=seed, groups=groups, scope="global",
-                  normalise=how, floor=floor)  # fmt: skip
+    groups = GROUPS[residual]
+    rule = Rule("random", {}, "global", how, floor, align, seed)
+    keep = highest(score(MODEL, rule, rate, groups), rule, rate, groups)
     filters = {name: MODEL.get_submodule(name).out_channels for name in keep}
     for name, kept in keep.items():
         assert len(kept) >= least_kept(filters[name], floor)
@@ -86,9 +88,9 @@ NORMS = st.sampled_from(NORMALISATIONS)
 def test_what_is_zeroed_is_chosen_again_whatever_the_rest_has_learnt(
     seed: int, rate: float, align: int, residual: str, criterion: str, how: str
 ) -> None:
-    model, groups = copy.deepcopy(MODEL), BLOCKS[residual]
-    options = {"align": align, "groups": groups, "scope": "global", "normalise": how}
-    keep = select(model, criterion, rate, **options)
+    model, groups = copy.deepcopy(MODEL), GROUPS[residual]
+    rule = Rule(criterion, {}, "global", how, align=align)
+    keep = highest(score(model, rule, rate, groups), rule, rate, groups)
     g = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         # Away from zero, which then is no longer near the filters' median.
@@ -96,7 +98,7 @@ def test_what_is_zeroed_is_chosen_again_whatever_the_rest_has_learnt(
             1, generator=g
         )
     zero_(model, keep)
-    again = select(model, criterion, rate, **options)
+    again = highest(score(model, rule, rate, groups), rule, rate, groups)
     assert all(torch.equal(again[name], kept) for name, kept in keep.items())
 
 
@@ -140,6 +142,25 @@ def test_a_tied_channel_is_judged_by_the_layers_where_it_lives() -> None:
     assert group_scores(group, scores).tolist() == [0.75, dead, 1.5]  # over means of 2 and 4
 
 
+def test_a_layer_alone_is_judged_by_its_scores_as_they_are() -> None:
+    group = Group((("a", torch.tensor([2, 0])),))
+    assert group_scores(group, {"a": torch.tensor([1.0, 8.0, 4.0])}).tolist() == [4, 1]
+    assert group_scores(group, {"a": torch.tensor([1.0, 8.0, 3.0])}, "mean").tolist() == [
+        0.75,
+        0.25,
+    ]
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_scores_are_levelled_to_eleven_digits_and_stay_what_they_are(scale: float) -> None:
+    scores = scale * torch.tensor([0.25, 0.5, 0.5 * (1 + 1e-13), -torch.inf, 0.7, 0.8]).double()
+    level = levelled(scores)
+    torch.testing.assert_close(level, scores, rtol=3e-11, atol=0)
+    assert level[1] == level[2] < level[4] < level[5]
+    for none in (torch.zeros(3), torch.full((3,), -torch.inf)):
+        assert torch.equal(levelled(none), none)
+
+
 def test_collapsed_layers_are_those_at_the_floor() -> None:
     groups, _ = drawn(0, [10, 20, 1])
     assert at_floor(groups, {"0": 1, "1": 3, "2": 1}, 1, 0.1) == ["0"]
@@ -172,7 +193,10 @@ def test_globally_pruned_network_is_compacted_exactly() -> None:
         ({"scope": "global", "normalise": "max"}, "normalise=max: choose one of none, mean"),
         ({"scope": "global", "floor": 1.0}, "floor=1.0: must be at least 0 and below 1"),
         ({"scope": "global", "rate": 0.95}, "rate=0.95: floor=0.1 lets at most 0.9 of the filters"),
-        ({"scope": "global", "criterion": "mix"}, "criterion=mix: is an order of pruning"),
+        (
+            {"scope": "global", "criterion": "mix"},
+            "scope=global: criterion=mix is an order of pruning",
+        ),
         ({"criterion": "taylor"}, "criterion=taylor: looks at images, give evidence="),
         ({"criterion": "taylor", "evidence": {}}, "the evidence has no sensitivity of conv1"),
     ],

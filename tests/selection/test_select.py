@@ -10,12 +10,12 @@ from torch import nn
 
 import fpgm
 from fpgm.criteria import CRITERIA
-from fpgm.criteria.evidence import NEEDS
 from fpgm.errors import Error
-from fpgm.graph.groups import prunable
+from fpgm.graph.groups import Group, prunable
 from fpgm.graph.trace import trace
 from fpgm.selection.ranking import pruned_count
-from fpgm.selection.select import pruned, select, zero_
+from fpgm.selection.select import Rule, highest, kept_counts, score, select
+from fpgm.selection.zero import pruned, zero_
 
 
 class Two(nn.Module):
@@ -29,28 +29,115 @@ class Two(nn.Module):
         return self.fc(self.second(self.first(x).relu()).relu().mean((2, 3)))
 
 
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return list(a) == list(b) and all(torch.equal(a[name], b[name]) for name in a)
+
+
 EVIDENCE = {
     layer: {
-        key: torch.rand(10, generator=torch.Generator().manual_seed(7)) for key in NEEDS.values()
+        parameter: torch.rand(10, generator=torch.Generator().manual_seed(7))
+        for criterion in CRITERIA.values()
+        for parameter in criterion.views
     }
     for layer in ("first", "second")
 }
 
 
-@given(st.integers(1, 2048), st.integers(0, 99))
-def test_count_is_the_exact_floor_of_filters_times_rate(filters: int, percent: int) -> None:
-    assert pruned_count(filters, percent / 100) == filters * percent // 100
+def test_count_is_the_exact_floor_of_filters_times_rate() -> None:
+    """All of them: 100 filters at .29 lose 29, though 100 * .29 is 28.999999999999996."""
+    for filters in range(1, 2049):
+        for percent in range(100):
+            assert pruned_count(filters, percent / 100) == filters * percent // 100
+
+
+@pytest.mark.parametrize(
+    ("filters", "rate", "align", "kept"),
+    [(10, 0.29, 1, 8), (100, 0.29, 1, 71), (1, 0.99, 1, 1), (10, 0.99, 1, 1), (10, 0, 1, 10),
+     (64, 0.4, 8, 40), (64, 0.4, 16, 32), (64, 0.99, 8, 8), (64, 0, 8, 64), (64, 0.01, 8, 64),
+     (16, 0.25, 8, 8),  # as near to 8 as to 16: the smaller
+     (6, 0.5, 8, 6), (8, 0.9, 8, 8), (20, 0.05, 8, 20), (20, 0.3, 8, 16), (12, 0.9, 2, 2)],
+)  # fmt: skip
+def test_aligned_counts_are_the_nearest_multiples_or_all(
+    filters: int, rate: float, align: int, kept: int
+) -> None:
+    assert Rule(align=align).kept(filters, rate) == kept
+
+
+def test_a_layer_made_of_several_groups_gets_its_count() -> None:
+    """Each group follows its narrowest layer, and has its share of what that one still keeps."""
+    wide = torch.arange(16)
+    groups = [
+        Group((("stem", torch.arange(4)), ("wide", wide[:4]))),
+        Group((("wide", wide[4:9]),)),
+        Group((("wide", wide[9:]),)),
+    ]
+    assert kept_counts(groups, Rule(), 0.5) == [2, 2, 4]  # of 8: 2, then 6 * 5 / 12, then the rest
+    assert kept_counts(groups, Rule(align=4), 0.5) == [4, 2, 2]  # stem keeps a multiple of 4
+    assert kept_counts(groups, Rule(), 0) == [4, 5, 7]
+    assert kept_counts(groups[1:], Rule(), 0.5) == [2, 4]  # 6 of 12
+    with pytest.raises(Error, match=r"rate=0.999999999999: would prune all 4 .* most 0.75 leaves"):
+        kept_counts(groups, Rule(), 0.999999999999)
+
+
+def test_indices_that_the_first_layer_has_not_are_refused_and_all_others_are_masked() -> None:
+    model = Two()
+    for wrong in ([-1], [10], [-1, 3], [0, 10]):
+        with pytest.raises(Error, match=r"keep\['first'\] has indices outside 0..9"):
+            pruned(model, {"first": torch.tensor(wrong)})
+    for kept in ([], [0], [9], [0, 9], [3, 4]):
+        indices = torch.tensor(kept, dtype=torch.long)
+        mask = pruned(model, {"first": indices})["first"]
+        assert (~mask).nonzero().flatten().tolist() == kept
+    for name in ("", "fc.nothing", "relu"):
+        with pytest.raises(Error, match="no such layer with a weight"):
+            pruned(model, {name: torch.tensor([0])})
+
+
+def test_what_is_not_said_is_what_the_help_says() -> None:
+    """Rate .4 of each layer by gm, seed 0, one ranking by means that leaves a tenth of a layer."""
+    model = Two()
+    model.second.weight.data *= 1e-3
+    plain = select(model)
+    assert same(plain, select(model, "gm", 0.4, "independent", 1, 0, "layer"))
+    assert same(select(model, "random"), select(model, "random", seed=0))
+    ranked = {"criterion": "l2", "rate": 0.5, "scope": "global"}
+    assert same(select(model, **ranked), select(model, **ranked, normalise="mean"))
+    low = select(model, **ranked, normalise="none")
+    assert [len(kept) for kept in low.values()] == [9, 1]  # 9 of the second, all it may lose
+    groups = prunable(trace(model)).groups
+    rule = Rule("l2")
+    scores = score(model, rule, 0.5, groups)
+    assert same(select(model, "l2", 0.5), highest(scores, rule, 0.5, groups))
+    one_ranking = Rule("l2", scope="global")
+    assert same(select(model, **ranked), highest(scores, one_ranking, 0.5, groups))
+    none = Rule("l2", scope="global", normalise="none")
+    assert same(low, highest(scores, none, 0.5, groups))
+
+
+def test_a_criterion_that_finds_nothing_to_look_at_says_what_is_not_there() -> None:
+    with pytest.raises(Error, match=r"criterion=bn_gamma: .*BatchNorm"):
+        select(Two(), "bn_gamma", 0.3)
+
+
+def test_a_floor_that_leaves_just_the_rate_is_no_contradiction() -> None:
+    for floor, rate in ((0, 0.99), (0.1, 0.9), (0.7, 0.3), (0.9, 0.1)):  # 1 - .9 is below .1
+        select(Two(), "l1", rate, scope="global", floor=floor)
+    for floor in (-0.1, 1.0):
+        with pytest.raises(Error, match=rf"floor={floor}: must be at least 0 and below 1"):
+            select(Two(), "l1", 0.0, scope="global", floor=floor)
+    assert [len(kept) for kept in select(Two(), "l1", 0.9, floor=0.5).values()] == [1, 1]
 
 
 @given(st.floats(0, 1, exclude_max=True), st.sampled_from(sorted(CRITERIA)))
 def test_every_criterion_prunes_the_count_asked_for(rate: float, criterion: str) -> None:
-    model = Two()
-    if pruned_count(10, rate) == 10:
+    model, gone = Two(), Rule(criterion).pruned(10, rate)
+    assert gone == (pruned_count(10, rate) if criterion != "mix" else gone)
+    if gone == 10:
         with pytest.raises(Error, match="would prune all 10 filters of first"):
             select(model, criterion, rate, evidence=EVIDENCE)
         return
     for kept in select(model, criterion, rate, evidence=EVIDENCE).values():
-        assert len(kept) == 10 - pruned_count(10, rate)
+        assert len(kept) == 10 - gone
         assert torch.equal(kept, kept.unique())
 
 
@@ -113,7 +200,7 @@ def test_rate_outside_its_range_is_refused(rate: float) -> None:
 
 
 def test_unknown_criterion_lists_the_choices() -> None:
-    with pytest.raises(Error, match="criterion=foo: choose one of l1, l2, gm"):
+    with pytest.raises(Error, match="criterion=foo: choose one of fermat, gm, l1, l2, mix"):
         select(Two(), "foo", 0.5)
 
 

@@ -8,45 +8,25 @@ from pathlib import Path
 
 import pytest
 import torch
-import torchvision
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import nn
-from zoo import Odd, randomised
+from zoo import random_keep, randomised
 
 import fpgm
-from fpgm.compaction import ballast as emission
-from fpgm.compaction.compact import compact, equivalence, load
+from fpgm.compaction.ballast import rounded, streams, widened
+from fpgm.compaction.compact import compact, load
 from fpgm.errors import ShippingError
-from fpgm.graph.groups import RESIDUAL, prunable
+from fpgm.graph.groups import prunable
 from fpgm.graph.trace import trace
 from fpgm.networks.layers import BorderConv2d, Expand
 from fpgm.runs.checkpoint import write
 from fpgm.shipping import tuning
 
-NETWORKS = {
-    "resnet20": lambda: fpgm.model("resnet20"),
-    "resnet18": torchvision.models.resnet18,
-    "mobilenet_v2": torchvision.models.mobilenet_v2,
-    "mobilenet_v3": torchvision.models.mobilenet_v3_small,
-    "efficientnet": torchvision.models.efficientnet_b0,
-    "densenet": torchvision.models.densenet121,
-    "odd": Odd,
-}
 
-
-def pruned(name: str, residual: str, rate: float = 0.5, seed: int = 0):
-    model = randomised(NETWORKS[name](), seed, torch.float64)
-    keep = fpgm.select(model, "random", rate, residual=residual, seed=seed)
+def pruned(residual: str):
+    model = randomised(fpgm.model("resnet20"), 0, torch.float64)
+    keep = random_keep(model, 0.5, 0, residual)
     fpgm.zero_(model, keep)
-    graph = trace(model)
-    return model, keep, graph, prunable(graph, residual).groups
-
-
-def error(model: nn.Module, small: nn.Module, size: int = 64) -> float:
-    x = torch.randn(2, 3, size, size, dtype=torch.float64)
-    found = equivalence(model, small, x)
-    return found["max_abs_diff"] / found["max_abs_logit"]
+    return model, keep
 
 
 def expands(network: nn.Module) -> int:
@@ -58,59 +38,16 @@ def maps(network: nn.Module) -> int:
     return sum(border is not None for border in borders)
 
 
-@pytest.mark.parametrize("residual", RESIDUAL)
-@pytest.mark.parametrize("name", NETWORKS)
-def test_every_form_computes_the_same_function(name: str, residual: str) -> None:
-    model, keep, graph, groups = pruned(name, residual)
-    widened = emission.widened(graph, keep, {}, emission.groups(graph, keep))
-    forms = [widened, emission.everything(graph, keep)]
-    forms += [emission.rounded(graph, keep, emit, groups, 8) for emit in ({}, widened)]
-    forms += [emission.rounded(graph, keep, widened, groups, 1)]
-    for emit in forms:
-        assert error(model, compact(model, keep, emit)) <= 1e-12
-
-
-@given(seed=st.integers(0, 10_000), rate=st.floats(0.1, 0.9), multiple=st.integers(1, 9))
-@settings(deadline=None, max_examples=15)
-def test_one_constant_channel_can_carry_all_others(seed: int, rate: float, multiple: int) -> None:
-    model, keep, graph, groups = pruned("resnet20", "inner", rate, seed)
-    emit = emission.rounded(graph, keep, {}, groups, multiple)
-    assert error(model, compact(model, keep, emit), 33) <= 1e-12
-
-
-def test_widened_adds_need_no_scatter_and_a_carrier_no_map() -> None:
-    model, keep, graph, groups = pruned("resnet20", "independent")
-    cut = compact(model, keep)
-    widened = emission.widened(graph, keep, {}, emission.groups(graph, keep))
-    carried = emission.rounded(graph, keep, widened, groups, 1)
-    assert expands(cut) > 2
-    assert maps(cut) > 2
-    assert expands(compact(model, keep, widened)) == 2  # the zeros of the two shortcuts A
-    assert maps(compact(model, keep, carried)) == 0
-    macs = [fpgm.cost(compact(model, keep, e), (3, 32, 32)).macs for e in ({}, widened, carried)]
-    assert macs[0] < macs[1] < macs[2] < fpgm.cost(model, (3, 32, 32)).macs
-
-
-def test_widths_are_rounded_up_and_never_beyond_the_layer() -> None:
-    _, keep, graph, groups = pruned("resnet20", "inner", 0.3)
-    emit = emission.rounded(graph, keep, {}, groups, 8)
-    for name, kept in keep.items():
-        width = len(emit.get(name, kept))
-        assert len(kept) <= width <= graph.filters(name)
-        assert width % 8 == 0 or width == graph.filters(name)
-        assert set(kept.tolist()) <= set(emit.get(name, kept).tolist())
-
-
 def test_a_tuned_network_loads_again(tmp_path: Path) -> None:
     arch = {"name": "resnet20", "num_classes": 10, "in_channels": 3}
     model = randomised(fpgm.model(**arch), 0)
     keep = fpgm.select(model, "random", 0.5)
     fpgm.zero_(model, keep)
     graph = trace(model)
-    emit = emission.widened(graph, keep, {}, emission.groups(graph, keep))
-    emit = emission.rounded(graph, keep, emit, prunable(graph).groups, 4)
-    small = compact(model, keep, emit)
-    saved = {"arch": arch, "keep": keep, "emit": emit, "state_dict": small.state_dict()}
+    ballast = widened(graph, keep, {}, streams(graph, keep))
+    ballast = rounded(graph, keep, ballast, prunable(graph).groups, 4)
+    small = compact(model, keep, ballast)
+    saved = {"arch": arch, "keep": keep, "ballast": ballast, "state_dict": small.state_dict()}
     write(tmp_path / "compact.pt", saved)
     x = torch.randn(2, 3, 32, 32)
     assert torch.equal(load(tmp_path / "compact.pt")(x), small(x))
@@ -139,7 +76,7 @@ class Clock:
     ],
 )
 def test_the_fastest_form_is_chosen(monkeypatch: pytest.MonkeyPatch, price, form: str) -> None:
-    model, keep, *_ = pruned("resnet20", "independent")
+    model, keep = pruned("independent")
     clock = Clock(price)
     monkeypatch.setitem(tuning.RUNTIMES, "torch", clock)
     monkeypatch.setattr(tuning, "side_by_side", clock.side_by_side)
@@ -147,7 +84,7 @@ def test_the_fastest_form_is_chosen(monkeypatch: pytest.MonkeyPatch, price, form
     assert tuned.form == form
     times = {row["form"]: row["ms"] for row in tuned.rows if row["round"] == 2}
     assert times[tuned.form] <= times["full width"] / tuning.WORTH
-    assert 1e3 * price(compact(model, keep, tuned.emit)) == times[form]
+    assert 1e3 * price(compact(model, keep, tuned.ballast)) == times[form]
 
 
 def test_a_run_ships_the_form_that_is_fastest(tmp_path: Path) -> None:
@@ -187,7 +124,7 @@ def test_a_run_that_cannot_be_tuned_is_shipped_as_cut_and_says_so(tmp_path: Path
 
 
 def test_too_large_a_batch_is_named() -> None:
-    model, keep, *_ = pruned("resnet20", "inner")
+    model, keep = pruned("inner")
     target = tuning.Target("torch", (3, 32, 32), 10**12, 1)
     with pytest.raises(ShippingError, match=r"target_batch=10{12}: torch cannot run it"):
         tuning.tune(model, keep, target)
@@ -200,8 +137,8 @@ def crash(*_: object) -> None:
 def test_a_runtime_that_crashes_does_not_take_the_network_with_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    model, keep, _, groups = pruned("resnet20", "inner")
+    model, keep = pruned("inner")
     monkeypatch.setattr(tuning, "tune", crash)
     target = tuning.Target("openvino", (3, 32, 32), 1, 1)
     with pytest.raises(ShippingError, match="target=openvino: it crashed"):
-        tuning.tune_apart(model, keep, target, groups)
+        tuning.tune_apart(model, keep, target, prunable(trace(model), "inner").groups)

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_compacted import in_float64
-from test_compacted import job as prepared
+from test_compacted import in_float64, is_compact, task_of
 from torch._dynamo.utils import counters
 
-from fpgm.training.loop import one_epoch, resume
+from fpgm.training.loop import one_epoch
 
 WORDS = ("epochs=3", "batch_size=500", "rate=0.5", "residual=shared", "align=8")
 
@@ -29,14 +28,13 @@ def test_compiled_training_is_the_same_and_compiles_in_the_first_epoch_alone(
         torch._dynamo.reset()
         counters.clear()
         # In float64, that rounding is not amplified into another history.
-        job = prepared(tmp_path, compact, *WORDS, f"compile={compiled}")
-        in_float64(job)
-        resume(job, None)
-        assert (job.compacted is not None) == compact
+        task = task_of(tmp_path, compact, *WORDS, f"compile={compiled}")
+        in_float64(task)
         rows[compiled] = []
         for epoch in range(3):
-            rows[compiled].append(one_epoch(job, epoch))
+            rows[compiled].append(one_epoch(task, epoch))
             graphs.append(compiled_graphs())
+        assert is_compact(task) == compact
     # Batches of 500; neither the last one of 437 nor further epochs nor evaluations add any.
     assert graphs == [0, 0, 0, 1, 1, 1]
     assert not counters["graph_break"]

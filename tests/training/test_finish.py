@@ -7,19 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-from test_schedules import FROZEN, config
+from tasks import few, whole
 
-from fpgm.config import Config
 from fpgm.errors import Error
-from fpgm.runs.run import Run
 from fpgm.training import finish as delivery
-from fpgm.training.loop import train
+
+__all__ = ["few"]  # a fixture
+pytestmark = pytest.mark.usefixtures("few")
 
 
-def digits(tmp_path: Path) -> dict[str, Any] | None:
-    c: Config = config(FROZEN, epochs=1, batch_size=512)
-    with Run(tmp_path, c.as_dict()) as run:
-        return train(c, run)
+def digits(tmp_path: Path) -> dict[str, Any]:
+    return whole(tmp_path, "epochs=1")
 
 
 def test_rounding_above_the_limit_is_said_and_costs_no_run(
@@ -27,7 +25,6 @@ def test_rounding_above_the_limit_is_said_and_costs_no_run(
 ) -> None:
     monkeypatch.setattr(delivery, "FLOAT32", 0.0)
     report = digits(tmp_path)
-    assert report is not None
     assert report["status"] == "done"
     (said,) = [line for line in report["warnings"] if line.startswith("the compact network")]
     assert "in float32, more than 0 of" in said

@@ -1,0 +1,22 @@
+"""`fpgm`: which commands there are."""
+
+from __future__ import annotations
+
+import argparse
+from importlib.metadata import version
+
+COMMANDS = """\
+fpgm-train    train a CNN while pruning its filters, and write the smaller network
+fpgm-report   compare finished runs, with each other and with the papers
+fpgm-study    look at what a criterion sees in a network
+fpgm-export   the smaller network as ONNX or as torch.export's .pt2
+fpgm-latency  time the network before and after, by runtime"""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point of fpgm."""
+    lines = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("fpgm", description=COMMANDS, formatter_class=lines)
+    parser.add_argument("--version", action="version", version=f"fpgm {version('fpgm')}")
+    parser.parse_args(argv)
+    print(COMMANDS)

@@ -1,0 +1,167 @@
+"""The moments of training at which a method may act, and what it acts on."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from fpgm.config import checked
+from fpgm.graph.groups import Prunable
+from fpgm.machine.ranks import Ranks
+from fpgm.selection.select import Rule
+
+Batches = Iterator[tuple[Tensor, Tensor]]  # (B, C, H, W) normalised images and (B,) labels
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network and the optimizer that steps it. rows: convolution -> which filters of the network
+    at full width it has, those of a layer that is not named all."""
+
+    network: nn.Module
+    optimizer: torch.optim.SGD
+    rows: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Goal:
+    """How much is to go: rate, a share of each layer's filters, or macs_target, a share of the
+    dense network's MACs; residual: what is decided together (see graph.groups)."""
+
+    rule: Rule
+    rate: float
+    macs_target: float | None = None
+    residual: str = "independent"
+
+    @property
+    def prunes(self) -> bool:
+        return self.rate > 0 or self.macs_target is not None
+
+
+class Task(Protocol):
+    """What a method may look at and act on (training.task.Task)."""
+
+    full: Trained  # the network at full width
+    trained: Trained  # what the loop steps: the same, unless a method trains another in its place
+    goal: Goal
+    prunable: Prunable
+    ranks: Ranks
+
+    @property
+    def epochs(self) -> int: ...
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]: ...
+
+    @property
+    def from_scratch(self) -> bool:
+        """Whether the network starts at random."""
+
+    def shown(self) -> Batches:
+        """The training images that the criterion looks at, the same ones at every call."""
+
+    def batches(self, count: int) -> Batches:
+        """So many batches of training images, as they are."""
+
+    def train(self, trained: Trained) -> None:
+        """Step this from now on."""
+
+    def warn(self, line: str) -> None:
+        """Say it on the screen and in the run's log."""
+
+
+class Method:
+    """What pruning does while a network trains. A moment does nothing unless a method says so.
+
+    A method is one file of this package and one YAML; the keyword parameters of its __init__ are
+    its options, and their annotations say what is allowed.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+
+    def start(self) -> None:
+        """Before the first epoch of a fresh run."""
+
+    def before_epoch(self, epoch: int) -> None:
+        """Before an epoch's first step; epochs count from 0."""
+
+    def parameters(self) -> Iterable[nn.Parameter]:
+        """Trained beside the network's own."""
+        return ()
+
+    def loss(self, inputs: Tensor, outputs: Tensor, labels: Tensor) -> Tensor | float:
+        """Added to the task's loss of a batch: inputs (B, C, H, W), outputs (B, classes)."""
+        return 0.0
+
+    def after_backward(self) -> None:
+        """The gradients are there."""
+
+    def after_step(self) -> None:
+        """The weights have moved."""
+
+    def after_epoch(self, epoch: int) -> dict[str, Any]:
+        """May choose again. Returns columns of history.csv."""
+        return {}
+
+    def finish(self) -> None:
+        """After the last epoch: leaves a plain network at full width."""
+
+    def state(self) -> dict[str, Any]:
+        """Tensors and plain values, from which `resume` goes on to the bit."""
+        return {}
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """In place of `start`, in a run that goes on."""
+
+    @property
+    def still(self) -> bool:
+        """Whether filters that are pruned before the first epoch stay as they are, and nothing else
+        is done to them: then the compact network may be trained in their place."""
+        return False
+
+    @classmethod
+    def problems(cls, goal: Goal, from_scratch: bool) -> list[str]:
+        """A line for each thing that keeps this method from being used so."""
+        return []
+
+    @classmethod
+    def check(cls, options: Mapping[str, Any], prefix: str) -> list[str]:
+        """A line for each option that is unknown or has a value it does not take."""
+        return checked(_options(cls), options, prefix)
+
+
+class Schedule(Method):
+    """A method that owns the selection. keep: convolution -> kept filters, all that can be pruned;
+    scores: layer -> (N,), what they were chosen by after the last epoch, where they were."""
+
+    keep: dict[str, Tensor]
+    scores: Mapping[str, Tensor] = {}
+
+    def full_rate(self) -> float:
+        """The rate that the run comes to."""
+        return self.task.goal.rate
+
+    def expected(self) -> dict[str, Tensor]:
+        """What would be kept in the end, by the weights as they stand. Changes nothing."""
+        return self.keep
+
+
+def _options(method: type[Method]) -> dict[str, tuple[Any, Any]]:
+    """Name -> (annotation, default) of the keyword parameters of __init__."""
+    make: Callable[..., None] = method.__init__
+    hints = typing.get_type_hints(make, include_extras=True)
+    parameters = inspect.signature(make).parameters.values()
+    return {
+        p.name: (hints[p.name], ... if p.default is p.empty else p.default)
+        for p in parameters
+        if p.kind is p.KEYWORD_ONLY
+    }

@@ -1,0 +1,31 @@
+"""How a network is run to be looked at: in eval mode, and without TF32."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+
+def exact() -> contextlib.AbstractContextManager[None]:
+    """Context without TF32, which keeps 10 bits of a product: too few to show networks equal, or to
+    tell what rank a map has. It is torch's default for convolutions on a GPU."""
+    flags: contextlib.AbstractContextManager[None] = torch.backends.cudnn.flags(
+        enabled=True, allow_tf32=False
+    )
+    return flags
+
+
+@contextlib.contextmanager
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    """Eval mode inside; every module's own mode again afterwards."""
+    modes = {module: module.training for model in models for module in model.modules()}
+    try:
+        for model in models:
+            model.eval()
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
