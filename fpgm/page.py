@@ -134,8 +134,8 @@ def curves(
             "linewidth": 1.4,
             "markersize": 3,
         }
-        look["markevery"] = max(len(points) // 40, 1)
-        plot.plot([at for at, _ in points], values, label=name, **style(index), **look)
+        look |= {"marker": None} if len(points) > 40 else {}
+        plot.plot([at for at, _ in points], values, label=name, **style(index) | look)
     plot.xaxis.set_major_locator(MaxNLocator(integer=True))
     if log:
         plot.set_yscale("log")

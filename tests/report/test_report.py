@@ -28,7 +28,8 @@ from fpgm.report import paper
 from fpgm.report.cells import Spread, cells
 from fpgm.report.collect import collect
 from fpgm.report.command import main, report
-from fpgm.report.drawing import pareto
+from fpgm.report.drawing import pareto, share
+from fpgm.report.table import numbers, rows, text
 from fpgm.runs import grid
 
 
@@ -119,6 +120,50 @@ def test_spread_is_of_a_sample(values: list[float]) -> None:
     mean = math.fsum(values) / len(values)
     deviation = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1))
     assert spread.std == pytest.approx(deviation, abs=1e-6)
+
+
+def test_every_figure_of_a_row_is_the_runs_or_the_papers(tmp_path: Path) -> None:
+    for seed, (top1, agreement) in enumerate([(90.2, 1.0), (90.6, 0.99999)]):
+        place = a_run(tmp_path / str(seed), "rate=0.4", f"seed={seed}", top1=top1)
+        content = json.loads((place / "report.json").read_text())
+        content["equivalence"]["agreement"] = agreement
+        content["accuracy"]["best"]["zeroed"] = 91 + 3 * seed
+        (place / "report.json").write_text(json.dumps(content))
+    (cell,) = cells(collect([tmp_path]))
+    header, (shown,) = rows([cell])
+    assert dict(zip(header, map(text, shown), strict=True)) == {
+        "network": "cifar10 resnet20", "method": "gm frozen", "rate": "0.4", "start": "scratch",
+        "seeds": "0,1", "top-1 %": "90.40 ± 0.28", "best %": "92.50 ± 2.12",
+        "paper %": "90.44 ± 0.20", "difference": "-0.04", "verdict": "within both spreads",
+        "MACs": "-54.4 %", "paper's": "-54.0 %", "same answer": "99.99 %",
+    }  # fmt: skip
+    row = numbers(cell)
+    assert row["top1_std"] == pytest.approx(0.4 / math.sqrt(2))
+    assert row["best_std"] == pytest.approx(3 / math.sqrt(2))
+    assert (row["macs"], row["params"]) == (18_488_502, 124_079)
+    assert (row["macs_reduction"], row["paper_macs_reduction"]) == (
+        pytest.approx(54.41, abs=0.01),
+        54.0,
+    )
+    assert (row["agreement"], row["max_abs_diff"]) == (pytest.approx(0.999995), 1e-6)
+
+
+def test_published_macs_are_as_printed_or_by_the_printed_reduction() -> None:
+    macs = {(p.arch, p.method, p.rate): p.macs for p in paper.published()}
+    assert macs["resnet56", "FPGM-only", 0.4] == 5.94e7
+    assert macs["resnet18", "FPGM-only", 0.3] == pytest.approx(0.582 * 1_814_073_344)
+    assert macs["resnet18", "baseline", 0] == 1_814_073_344
+
+
+def test_share_of_the_pruned_is_in_percent() -> None:
+    assert share({"pruned": 264.0, "revived": 66.0}, "revived") == 25
+    assert share({"pruned": 0.0, "revived": 0.0}, "revived") == 0
+
+
+def test_run_with_a_cut_history_is_not_counted(tmp_path: Path) -> None:
+    a_run(tmp_path / "a", "rate=0.4", epochs=199)
+    (run,) = collect([tmp_path])
+    assert run.problem == "its history.csv has 199 of 200 epochs"
 
 
 def test_far_from_the_paper_is_said(tmp_path: Path) -> None:

@@ -41,7 +41,18 @@ from fpgm.study.agreement import (
 )
 from fpgm.study.settings import Settings
 from fpgm.study.summary import lines
-from fpgm.study.tables import relation
+from fpgm.study.tables import (
+    Ranking,
+    applicability,
+    collapse,
+    cuts,
+    distance,
+    overlaps,
+    pairs,
+    relation,
+    similarity,
+)
+from fpgm.study.tables import criteria as summed_up
 from fpgm.study.weights import anderson, battery, density, diagnose, verdict
 
 LIMITS = (Settings.alpha, Settings.max_skew, Settings.max_kurtosis)
@@ -375,3 +386,118 @@ def test_no_difference_is_named_that_digits_do_not_show_or_chance_may_have_made(
     limits = {"rates": (0.4,), "scopes": ("layer",), "normalise": "mean", "collapse": 0.9}
     found = lines({**empty, "network": "a test", "settings": limits, "pairs": [pair]})
     assert f"(mean Spearman / null): {said}." in found[2]
+
+
+def pair(layer: str, spearman: float, z: float, scope: str = "layer") -> dict:
+    return {"scope": scope, "layer": layer, "a": "l1", "b": "gm", "null": "gaussian", "draws": 10,
+            "spearman": spearman, "spearman_null": 0.5, "spearman_low": 0.4, "spearman_high": 0.6,
+            "z": z, "kendall": spearman / 2, "kendall_null": 0.25}  # fmt: skip
+
+
+def test_layers_of_one_shape_share_the_error_of_their_null() -> None:
+    shapes = {"a": "16x3", "b": "16x3", "c": "32x3"}
+    rows = [pair("a", 0.7, 2.0), pair("b", 0.7, 4.0), pair("c", 0.7, 1.5)]
+    # m + m^2 / D of each shape: 2 + 4 / 10 and 1 + 1 / 10
+    assert distance(rows, shapes) == pytest.approx(7.5 / (2.4 + 1.1) ** 0.5)
+    assert distance([{**row, "draws": None} for row in rows], shapes) == pytest.approx(7.5 / 3**0.5)
+    assert distance([{**rows[0], "z": None}], shapes) is None
+
+
+def test_pair_is_summed_up_over_its_layers_beside_the_network() -> None:
+    rows = [pair("a", 0.7, 5.0), pair("b", 0.3, -4.0), pair("c", 0.5, 0.0), pair("d", 0.62, 3.0)]
+    study = {
+        "layers": [{"layer": name, "shape": name} for name in "abcd"],
+        "similarity": [*rows, pair("", 0.9, 6.0, "global")],
+    }
+    (row,) = pairs(study)
+    assert (row["layers"], row["layers_above"], row["layers_below"]) == (4, 2, 1)
+    assert (row["least"], row["least_layer"]) == (0.3, "b")
+    assert (row["spearman"], row["kendall"]) == (pytest.approx(0.53), pytest.approx(0.265))
+    assert row["z"] == pytest.approx(4 / 4.4**0.5)
+    assert (row["relation"], row["global_relation"]) == ("as", "above")
+    assert row["global_z"] == pytest.approx(6 / 1.1**0.5)
+
+
+@pytest.mark.parametrize(("z", "said"), [(3.0, "as"), (3.01, "above"), (-3.01, "below")])
+def test_three_deviations_are_not_enough_and_more_are(z: float, said: str) -> None:
+    assert relation(0.6, 0.5, z) == said
+
+
+def test_criterion_is_summed_up_by_medians_of_its_layers() -> None:
+    layers = [
+        {"scope": scope, "criterion": "l1", "cv": cv, "cv_null": cv / 2, "range_over_mean": 2 * cv,
+         "tie_rate": cv}
+        for scope, cv in (("layer", 1.0), ("layer", 2.0), ("layer", 9.0), ("global", 100.0))
+    ]  # fmt: skip
+    cuts = [
+        {"scope": scope, "criterion": "l1", "gap_over_std": gap, "stability": held,
+         "perturbed": "weights"}
+        for scope, gap, held in (("layer", 1.0, 0.2), ("layer", 2.0, 0.3), ("layer", 6.0, 0.7),
+                                 ("layer", None, None), ("global", 50.0, 1.0))
+    ]  # fmt: skip
+    (row,) = summed_up({"applicability": layers, "cuts": cuts})
+    assert (row["rankings"], row["cv"], row["cv_null"], row["range_over_mean"]) == (3, 2, 1, 4)
+    assert (row["tie_rate"], row["gap_over_std"]) == (4, 2)
+    assert row["stability"] == pytest.approx(0.4)
+
+
+def test_layer_has_collapsed_at_the_limit_itself() -> None:
+    lost = np.array([[[0.9, 0.89]]])
+    rows = collapse(("l1",), "mean", {"a": 10, "b": 100}, lost, (0.5,), 0.9)
+    assert [(r["layer"], r["filters"], r["collapsed"]) for r in rows] == [
+        ("a", 10, True), ("b", 100, False)
+    ]  # fmt: skip
+
+
+def test_rank_correlations_and_their_distance_stand_where_they_belong() -> None:
+    generator = np.random.default_rng(0)
+    scores = generator.standard_normal((2, 20))
+    scores[1] += 2 * scores[0]
+    gaussian = figures(generator.standard_normal((30, 2, 20)) + 1, (0.25, 0.5))
+    ranking = Ranking(
+        {"scope": "layer", "layer": "a"}, ("l1", "gm"), (0.25, 0.5), scores, scores[None],
+        np.zeros((2, 2, 20)), {"l1": "weights", "gm": "weights"}, ("l1", "gm"), gaussian, 30,
+    )  # fmt: skip
+    (row,) = similarity(ranking)
+    rho = stats.spearmanr(*scores).statistic
+    assert row["spearman"] == pytest.approx(rho)
+    assert row["kendall"] == pytest.approx(stats.kendalltau(*scores).statistic)
+    mean, deviation = gaussian["fisher"][:, 0, 1]
+    assert row["z"] == pytest.approx((np.arctanh(rho) - mean) / deviation)
+    assert row["spearman_high"] == gaussian["spearman"][2, 0, 1]
+    alone = Ranking(**{**vars(ranking), "plain": ("l1",)})
+    (chance,) = similarity(alone)
+    assert (chance["null"], chance["draws"], chance["spearman_null"]) == ("chance", None, 0)
+    assert chance["z"] == pytest.approx(np.arctanh(rho) / by_chance(20, ())["fisher"][1])
+    assert [r["jaccard_null"] for r in overlaps(ranking)] == list(gaussian["overlap"][0, :, 0, 1])
+    spreads = applicability(alone)
+    assert spreads[0]["cv_high"] == gaussian["cv"][2, 0]
+    assert spreads[1]["cv_high"] is None
+    assert [r["stability"] for r in cuts(ranking)] == [1.0] * 4
+
+
+def test_null_of_a_figure_is_what_its_draws_give() -> None:
+    draws = np.random.default_rng(0).standard_normal((50, 2, 12)) + 3
+    null = figures(draws, (0.5,))
+    rho = np.array([stats.spearmanr(*scores).statistic for scores in draws])
+    z = np.arctanh(rho)
+    np.testing.assert_allclose(null["fisher"][:, 0, 1], [z.mean(), z.std(ddof=1)])
+    assert null["spearman"][0, 0, 1] == pytest.approx(rho.mean())
+    np.testing.assert_allclose(null["cv"][0], stats.variation(draws, axis=-1).mean(0))
+
+
+def test_diagnosis_is_by_the_median_and_the_limits_count() -> None:
+    norms = np.array([0.1, 1.0, 1.0, 4.0])
+    found = diagnose(norms, 27, float(stats.variation(norms)), 0.1)
+    assert found["min_over_median"] == 0.1
+    assert (found["deviates"], found["near_zero"]) == (True, True)
+    assert (found["span"], found["max"]) == (pytest.approx(3.9), 4.0)
+
+
+def test_weights_far_from_zero_are_measured_in_their_deviations() -> None:
+    weight = layer("gaussian", 1, (16, 8, 3, 3)) + 0.2
+    found = battery(weight, 0)
+    assert found["mean_over_std"] == pytest.approx(weight.mean() / weight.std())
+    assert verdict({"skew": 0.1, "excess_kurtosis": 0.1, "p": 0.0}, *LIMITS) == "gaussian"
+    assert verdict({"skew": 0.6, "excess_kurtosis": 0.1, "p": 0.5}, *LIMITS) == "gaussian"
+    assert verdict({"skew": -0.6, "excess_kurtosis": 0.1, "p": 0.0}, *LIMITS) == "not gaussian"
