@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fpgm.config import Config
 from fpgm.data import memory
 from fpgm.data.images import steps
 from fpgm.data.sets import load
 from fpgm.errors import DataError
+from fpgm.training.task import asked
 
 CPU = torch.device("cpu")
 
@@ -100,7 +100,7 @@ def test_cifar_is_read_through_torchvision_from_its_own_files(
 
 
 def test_vgg16_on_cifar10_has_its_own_constants_and_recipe() -> None:
-    config = Config.of(compose("arch=vgg16"))
+    config = asked(compose("arch=vgg16"))
     assert config.dataset.mean == (0.4914, 0.4822, 0.4465)
     assert config.dataset.std == (0.2023, 0.1994, 0.2010)
     assert (config.epochs, config.batch_size) == (160, 64)

@@ -20,12 +20,12 @@ from hypothesis import strategies as st
 from test_streamed import WORDS as STREAMED
 
 from fpgm.config import Config
+from fpgm.data.sets import load
 from fpgm.errors import Error
 from fpgm.machine import ranks as distributed
 from fpgm.machine.ranks import Ranks, check_agreement, check_batch
 from fpgm.runs.checkpoint import read
-from fpgm.training.loop import resume
-from fpgm.training.task import Job, load_images, prepare
+from fpgm.training.task import Task, asked, prepare
 
 TORCHRUN = str(Path(sysconfig.get_path("scripts")) / "torchrun")
 DIGITS = ("dataset=digits", "rate=0.4", "device=cpu", "precision=float32", "hydra.run.dir=r")
@@ -52,28 +52,28 @@ def test_shares_make_up_the_whole(count: int, world: int) -> None:
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
-def by_hand(config: Config, directory: Path, parts: int) -> Job:
+def by_hand(config: Config, directory: Path, parts: int) -> Task:
     """An epoch in one process: each part of a batch through BatchNorm by itself, gradients
     averaged, the statistics of the first part."""
-    job = prepare(config, directory, load_images(config), fresh=True)
-    resume(job, None)
-    job.start_epoch(config.optimizer.lr)
-    for images, labels in job.images.epoch(config.batch_size, seed=0):
-        gradients = [torch.zeros_like(p) for p in job.model.parameters()]
-        first = job.model
+    task = prepare(config, directory)
+    model, schedule = task.full.network.train(), task.schedule
+    schedule.before_epoch(0)
+    for images, labels in task.images.epoch(config.batch_size, seed=0):
+        gradients = [torch.zeros_like(p) for p in model.parameters()]
+        first = model
         for rank in reversed(range(parts)):
             part = Ranks(rank, parts).share(len(images) // parts * parts)
-            first = copy.deepcopy(job.model)
+            first = copy.deepcopy(model)
             F.cross_entropy(first(images[part]), labels[part]).backward()
             for total, parameter in zip(gradients, first.parameters(), strict=True):
                 total += parameter.grad / parts
-        for parameter, total in zip(job.model.parameters(), gradients, strict=True):
+        for parameter, total in zip(model.parameters(), gradients, strict=True):
             parameter.grad = total
-        for own, other in zip(job.model.buffers(), first.buffers(), strict=True):
-            own.copy_(other)
-        job.pruning.after_backward(masked=True)
-        job.optimizer.step()
-    return job
+        for buffer, other in zip(model.buffers(), first.buffers(), strict=True):
+            buffer.copy_(other)
+        schedule.after_backward()
+        task.full.optimizer.step()
+    return task
 
 
 def test_two_processes_take_the_step_of_one_with_the_same_batch(tmp_path: Path) -> None:
@@ -83,26 +83,28 @@ def test_two_processes_take_the_step_of_one_with_the_same_batch(tmp_path: Path) 
     assert process.returncode == 0, out
     assert out.count("epoch 1/1") == 1  # rank 0 alone speaks
     found = read(tmp_path / "r" / "last.pt")
-    config = Config.of(compose(*DIGITS[:-1], *words))
-    jobs = [by_hand(config, tmp_path, parts) for parts in (2, 1)]
+    config = asked(compose(*DIGITS[:-1], *words))
+    tasks = [by_hand(config, tmp_path / str(parts), parts) for parts in (2, 1)]
     apart = [
         max(
             float((found["model"][n] - p.detach()).abs().max())
-            for n, p in job.model.named_parameters()
+            for n, p in task.full.network.named_parameters()
         )
-        for job in jobs
+        for task in tasks
     ]
     assert apart[0] < 1e-3
     assert apart[1] > 5 * apart[0]  # BatchNorm over the whole batch is something else
-    for name, kept in jobs[0].pruning.keep.items():
-        assert torch.equal(found["keep"][name], kept)
+    schedule = found["methods"][-1]
+    for name, kept in tasks[0].schedule.keep.items():
+        assert torch.equal(schedule["keep"][name], kept)
 
 
 def test_a_batch_that_one_process_cannot_read_is_left_out_by_all(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = [*STREAMED[:-1], "hydra.run.dir=r", "dataset.on_error=skip"]
-    stream = load_images(Config.of(compose(*STREAMED[:-1], f"dataset.root={images}")))
+    options = compose(*STREAMED[:-1], f"dataset.root={images}")["dataset"]
+    stream = load(torch.device("cpu"), **options)
     monkeypatch.setattr(stream, "_read", lambda part, batches, ranks: batches)
     first, second = stream.epoch(8, 0, Ranks(1, 2))  # of the first epoch, what rank 1 reads
     files = [path for path, _ in stream._loaders["train"].dataset._files]

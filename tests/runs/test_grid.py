@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fpgm.config import Config
 from fpgm.errors import Error
 from fpgm.report.collect import missing
 from fpgm.runs import grid
 from fpgm.runs.baseline import find_baseline
+from fpgm.training.task import asked
 
 ROWS = [
     {"arch": ["a", "b"], "rate": 0},
@@ -159,7 +159,7 @@ def jobs_of(experiment: str) -> list[list[str]]:
 def test_every_run_of_every_experiment_is_a_valid_configuration(experiment: str) -> None:
     root = ["dataset.root=DIR"] if "imagenet" in experiment or "table2" in experiment else []
     for job in jobs_of(experiment):
-        Config.of(compose(f"experiment={experiment}", *job, *root))
+        asked(compose(f"experiment={experiment}", *job, *root))
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -173,7 +173,7 @@ def test_every_experiment_opens_with_its_command_and_its_cost(experiment: str) -
 
 @pytest.mark.parametrize("arch", [18, 34, 50, 101])
 def test_imagenet_recipes_are_the_papers(arch: int) -> None:
-    config = Config.of(compose(f"experiment=imagenet_resnet{arch}", "dataset.root=DIR"))
+    config = asked(compose(f"experiment=imagenet_resnet{arch}", "dataset.root=DIR"))
     assert (config.arch, config.epochs, config.batch_size) == (f"resnet{arch}", 100, 256)
     assert (config.optimizer.gamma, config.optimizer.weight_decay) == (0.1, 1e-4)
 
@@ -207,23 +207,18 @@ def two_steps(tmp_path: Path, images: Path, experiment: str, job: list[str]) -> 
 ALONE = [name for name in EXPERIMENTS if name.startswith("imagenet")]
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
+# The others are of the same rows: in .ci/run.
+FEW = ("fpgm_table1", "smoke", "imagenet_resnet18")
+
+
+@pytest.mark.parametrize(
+    "experiment",
+    [pytest.param(e, marks=[] if e in FEW else pytest.mark.slow) for e in EXPERIMENTS],
+)
 def test_every_experiment_runs(experiment: str, images: Path, tmp_path: Path) -> None:
     """One run of each, two steps; the last that starts from nothing."""
     jobs = [job for job in jobs_of(experiment) if not any("pretrained" in w for w in job)]
     two_steps(tmp_path, images, experiment, jobs[-1])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("experiment", "job"), [(name, job) for name in EXPERIMENTS for job in jobs_of(name)]
-)
-def test_every_run_of_every_experiment_runs(
-    experiment: str, job: list[str], images: Path, tmp_path: Path
-) -> None:
-    if any(word.startswith("pretrained=") for word in job):
-        pytest.skip("needs another run, or a download")
-    two_steps(tmp_path, images, experiment, job)
 
 
 def test_every_row_that_the_paper_has_is_in_its_grid() -> None:
@@ -277,7 +272,7 @@ def test_a_failed_run_of_a_grid_keeps_its_error_in_its_own_log(tmp_path: Path) -
 
 def test_a_baseline_is_the_plain_one_and_never_a_guess(tmp_path: Path) -> None:
     def config(*words: str) -> dict:
-        return Config.of(compose("dataset=digits", *words)).as_dict()
+        return asked(compose("dataset=digits", *words)).as_dict()
 
     def finished(name: str, *words: str) -> Path:
         (tmp_path / name).mkdir()
