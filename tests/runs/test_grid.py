@@ -281,7 +281,7 @@ def test_a_baseline_is_the_plain_one_and_never_a_guess(tmp_path: Path) -> None:
         return tmp_path / name
 
     own, wanted = tmp_path / "own", config("rate=0.4")
-    finished("a", "rate=0", "criterion=bn_gamma", "criterion.slimming=1e-4")
+    finished("a", "rate=0", "method=slimming")
     finished("b", "rate=0", "seed=1")
     with pytest.raises(Error, match=r"no finished run at rate=0 .* fpgm-train rate=0"):
         find_baseline(own, wanted, [])

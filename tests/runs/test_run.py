@@ -33,7 +33,7 @@ CONFIG = {"rate": 0.4, "optimizer": {"lr": 0.1}}
 
 def state(epoch: int) -> dict:
     weights = {"w": torch.full((3,), float(epoch))}
-    return {"model": weights, "optimizer": {}, "keep": {}, "history": [{"epoch": epoch}]}
+    return {"model": weights, "optimizer": {}, "methods": [], "history": [{"epoch": epoch}]}
 
 
 def test_same_directory_with_another_configuration_lists_the_differing_keys(tmp_path: Path) -> None:
