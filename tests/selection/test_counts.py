@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fpgm
-from fpgm.compaction.compact import compact
+from fpgm.compaction.constants import analyse
 from fpgm.errors import BudgetError
 from fpgm.graph.groups import RESIDUAL, prunable
 from fpgm.graph.trace import trace
@@ -46,12 +46,13 @@ RESNET20 = fpgm.model("resnet20")
 
 
 def macs_at(residual: str, align: int):
-    groups = prunable(trace(RESNET20), residual).groups
+    graph, dense = trace(RESNET20), fpgm.cost(RESNET20, (3, 32, 32))
+    groups = prunable(graph, residual).groups
 
     def macs(rate: float) -> int:
         rule = Rule("gm", align=align)
         keep = highest(score(RESNET20, rule, rate, groups), rule, rate, groups)
-        return fpgm.cost(compact(RESNET20, keep), (3, 32, 32)).macs
+        return analyse(graph, keep).macs(dense)
 
     return macs
 
