@@ -178,7 +178,7 @@ def test_zero_filters_are_counted_apart_and_change_no_figure() -> None:
             "first.weight": model.first.weight.detach()[layers[0].order.sort().values]
         }
     )  # fmt: skip
-    smaller = study(alone, criteria=("l1", "l2", "gm", "fermat"), scopes=("layer",))
+    smaller = study(alone, criteria=("fermat", "gm", "l1", "l2"), scopes=("layer",))
     for table in ("similarity", "overlap", "diagnosis", "distribution"):
         pick = {"a", "b", "rate", "spearman", "spearman_null", "jaccard", "cv", "skew", "live"}
         chosen = [
@@ -203,7 +203,7 @@ def test_what_cannot_be_studied_is_named_and_the_rest_goes_on() -> None:
 
 def test_what_cannot_be_studied_at_all_says_why() -> None:
     model = two()
-    with pytest.raises(Error, match="--criteria l3: choose from l1, l2"):
+    with pytest.raises(Error, match="--criteria l3: choose from fermat, gm, l1, l2"):
         study(model, criteria=("l1", "l3"))
     with pytest.raises(Error, match="mix"):
         study(model, criteria=("mix",))
