@@ -101,11 +101,11 @@ def test_cifar_is_read_through_torchvision_from_its_own_files(
 
 def test_vgg16_on_cifar10_has_its_own_constants_and_recipe() -> None:
     config = asked(compose("arch=vgg16"))
-    assert config.dataset.mean == (0.4914, 0.4822, 0.4465)
-    assert config.dataset.std == (0.2023, 0.1994, 0.2010)
+    assert config.dataset.mean == [0.4914, 0.4822, 0.4465]
+    assert config.dataset.std == [0.2023, 0.1994, 0.2010]
     assert (config.epochs, config.batch_size) == (160, 64)
     o = config.optimizer
-    assert (o.lr, o.gamma, o.milestones) == (0.1, 0.1, (0.5, 0.75))
+    assert (o.lr, o.gamma, o.milestones) == (0.1, 0.1, [0.5, 0.75])
     assert (o.weight_decay, o.nesterov) == (1e-4, False)
     assert compose("arch=vgg16", "dataset=cifar100")["dataset"]["mean"] == [129.3, 124.1, 112.4]
     assert compose("arch=vgg16", "dataset=image_folder")["dataset"]["mean"] is None
