@@ -132,6 +132,7 @@ def test_tensorboard_compares_the_runs_of_a_sweep(done: Path) -> None:
     assert asked["criterion.name"].string_value == "gm"
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_it_ends_with_the_same_numbers(tmp_path: Path) -> None:
     words = (*DIGITS, "epochs=6")
     assert run(tmp_path, *words, "hydra.run.dir=whole")[0] == 0
@@ -184,6 +185,7 @@ def test_truncated_checkpoint_costs_one_epoch_and_is_said(tmp_path: Path) -> Non
     assert numbers(tmp_path / "r") == expected
 
 
+@pytest.mark.slow
 def test_soft_run_that_settles_and_recalibrates_resumes_with_the_same_numbers(
     tmp_path: Path,
 ) -> None:

@@ -203,6 +203,7 @@ def test_an_option_that_a_criterion_does_not_take_is_named(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_gm_of_a_resnet50_is_five_times_faster_than_scipy() -> None:
     torchvision = pytest.importorskip("torchvision")
     model = torchvision.models.resnet50()

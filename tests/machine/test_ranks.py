@@ -99,6 +99,7 @@ def test_two_processes_take_the_step_of_one_with_the_same_batch(tmp_path: Path) 
         assert torch.equal(schedule["keep"][name], kept)
 
 
+@pytest.mark.slow
 def test_a_batch_that_one_process_cannot_read_is_left_out_by_all(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -118,6 +119,7 @@ def test_a_batch_that_one_process_cannot_read_is_left_out_by_all(
     assert report(tmp_path / "r")["equivalence"]["agreement"] == 1
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
     words = [*DIGITS, "epochs=12"]
     process = torchrun(tmp_path, 2, *words)
@@ -136,6 +138,7 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
     assert "is done already" in out
 
 
+@pytest.mark.slow
 def test_all_stop_within_a_minute_when_one_dies(tmp_path: Path) -> None:
     process = torchrun(tmp_path, 2, *DIGITS, "epochs=100")
     wait_for(lambda: epochs_done(tmp_path / "r") >= 1, process)

@@ -208,7 +208,7 @@ ALONE = [name for name in EXPERIMENTS if name.startswith("imagenet")]
 
 
 # The others are of the same rows: in .ci/run.
-FEW = ("fpgm_table1", "smoke", "imagenet_resnet18")
+FEW = ("smoke",)
 
 
 @pytest.mark.parametrize(

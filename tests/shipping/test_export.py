@@ -107,6 +107,7 @@ def test_latency_is_written_beside_the_run(
     assert (run_directory / "latency.md").read_text() == capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_every_runtime_there_is_can_be_timed() -> None:
     model, keep = zeroed(0, 0.5, fpgm.model("resnet20", in_channels=1))
     for runtime in ("onnxruntime", "openvino"):
