@@ -14,6 +14,7 @@ import difflib
 import importlib
 import os
 import random
+import resource
 import shutil
 import signal
 import sys
@@ -246,14 +247,24 @@ def copy_of_checkout(where: Path) -> Path:
     return where
 
 
-def tested(copy: Path, tests: str, seconds: dict[str, float], output: Path) -> int:
-    """Start the tests in a child, its process group its own; returns its id."""
+def tested(
+    copy: Path,
+    tests: str,
+    seconds: dict[str, float],
+    output: Path,
+    limit: int,
+) -> int:
+    """Start the tests in a child, its process group its own; returns its id.
+
+    limit: seconds of the processor that it may take, which a busy machine does not shorten.
+    """
     child = os.fork()
     if child:
         return child
     status = 2
     try:
         os.setsid()
+        resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
         log = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(log, 1)
         os.dup2(log, 2)
@@ -281,7 +292,7 @@ def tested(copy: Path, tests: str, seconds: dict[str, float], output: Path) -> i
 def measured(copy: Path, tests: str) -> dict[str, float]:
     """Seconds of each test where there is no fault. All must pass."""
     log = copy / "log"
-    _, status = os.waitpid(tested(copy, tests, {}, log), 0)
+    _, status = os.waitpid(tested(copy, tests, {}, log, resource.RLIM_INFINITY), 0)
     if status:
         sys.exit(f"{tests}: fail without any fault\n{log.read_text()[-3000:]}")
     lines = (line.split(" ", 1) for line in log.with_suffix(".seconds").read_text().splitlines())
@@ -289,9 +300,12 @@ def measured(copy: Path, tests: str) -> dict[str, float]:
 
 
 def unnoticed(
-    sample: list[Mutant], copies: list[Path], tests: str, seconds: dict[str, float], limit: float
+    sample: list[Mutant], copies: list[Path], tests: str, seconds: dict[str, float], limit: int
 ) -> list[Mutant]:
-    """Those with which all tests pass within the limit, in seconds. As many at once as copies."""
+    """Those with which all tests pass within the limit. As many at once as there are copies.
+
+    limit: the processor's seconds, for a loop that never ends; ten times as many for a deadlock.
+    """
     waiting, survivors = list(sample), []
     at_work: dict[int, tuple[Mutant, str, Path, float]] = {}
     while waiting or at_work:
@@ -299,8 +313,8 @@ def unnoticed(
             mutant, copy = waiting.pop(), copies.pop()
             whole = (copy / mutant.path).read_text()
             (copy / mutant.path).write_text(mutant.text)
-            child = tested(copy, tests, seconds, copy / "log")
-            at_work[child] = (mutant, whole, copy, time.monotonic() + limit)
+            child = tested(copy, tests, seconds, copy / "log", limit)
+            at_work[child] = (mutant, whole, copy, time.monotonic() + 10 * limit)
         for child, (mutant, whole, copy, until) in list(at_work.items()):
             ended, status = os.waitpid(child, os.WNOHANG)
             if not ended and time.monotonic() < until:
@@ -328,7 +342,7 @@ def room(name: str, count: int, seed: int, jobs: int) -> None:
         copies = [copy_of_checkout(Path(temporary) / str(i)) for i in range(jobs)]
         sample = mutants(copies[0], ROOMS[name], count, seed)
         seconds = measured(copies[0], tests)
-        limit = 10 * min(BUDGET, sum(seconds.values())) + 120
+        limit = 2 * int(min(BUDGET, sum(seconds.values()))) + 30
         survivors = unnoticed(sample, copies, tests, seconds, limit)
     noticed = len(sample) - len(survivors)
     print(
