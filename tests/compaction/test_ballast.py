@@ -103,3 +103,14 @@ def test_the_largest_constant_stays() -> None:
         1,
         5,
     ]
+
+
+def test_filters_that_stay_as_zeros_are_zero_whether_or_not_the_network_was_zeroed() -> None:
+    model = randomised(fpgm.model("resnet20"), 0, torch.float64)
+    keep = fpgm.select(model, "l2", 0.5)
+    ballast = {name: torch.arange(len(model.get_submodule(name).weight)) for name in keep}
+    small = fpgm.compact(model, keep, ballast)  # at full width, of a network as it was
+    fpgm.zero_(model, keep)
+    x = torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(small(x), model.eval()(x), rtol=1e-12, atol=1e-12)
