@@ -7,7 +7,6 @@ not wait for torch.
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ _HOME = {
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        return importlib.metadata.version("fpgm")
+        return importlib.import_module("importlib.metadata").version("fpgm")
     if name in _MODULES:
         return importlib.import_module(_MODULES[name])
     if name in _HOME:

@@ -95,12 +95,16 @@ def test_bad_value_names_key_value_and_what_would_do(key: str, value: object, me
 
 
 def test_all_problems_are_reported_at_once() -> None:
+    wrong = {"criterion": {"name": "gm", "distance": "l7"}, "rate": 2, "epochs": 0, "seed": "x"}
+    wrong["schedule"] = {**DEFAULTS["schedule"], "settle": 3}
     with pytest.raises(Error) as caught:
-        asked({**DEFAULTS, "rate": 2, "epochs": 0, "seed": "x"})
+        asked({**DEFAULTS, **wrong})
     assert [line.split("=")[0] for line in str(caught.value).splitlines()] == [
         "rate",
         "epochs",
         "seed",
+        "criterion.distance",
+        "schedule.settle",
     ]
 
 

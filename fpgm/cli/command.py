@@ -12,7 +12,6 @@ import re
 import sys
 import traceback
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+import fpgm
 from fpgm.cli import completion
 from fpgm.cli.explain import explain
 from fpgm.errors import Error
@@ -145,7 +145,7 @@ def _show(report: dict[str, Any], directory: Path) -> None:
 def main() -> None:
     """Entry point. Exit status: 0 done, 1 an error in one line, 130 interrupted."""
     if sys.argv[1:] == ["--version"]:
-        print(f"fpgm {version('fpgm')}")
+        print(f"fpgm {fpgm.__version__}")
         return
     sys.argv[1:] = map(quoted, sys.argv[1:])
     completion.offer_choices()

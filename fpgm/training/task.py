@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 from fpgm import config as configuration
 from fpgm import methods
 from fpgm.config import Config
+from fpgm.criteria import named as criterion_named
 from fpgm.data.images import Images
 from fpgm.data.sets import load
 from fpgm.errors import CheckpointError, Error, first_line
@@ -143,12 +146,12 @@ def asked(values: Mapping[str, Any]) -> Config:
     Raises Error with a line for each mistake there is.
     """
     config, problems = configuration.read(values)
+    problems += _option_problems(values)
     if config is not None:
         problems += [*_rule_problems(config), *_method_problems(config)]
-        problems = list(dict.fromkeys(problems))
         if not problems:
             return config
-    raise Error("\n".join(problems))
+    raise Error("\n".join(dict.fromkeys(problems)))
 
 
 def goal_of(config: Config) -> Goal:
@@ -158,6 +161,18 @@ def goal_of(config: Config) -> Goal:
         config.floor, config.align, config.seed,
     )  # fmt: skip
     return Goal(rule, config.rate, config.macs_target, config.residual)
+
+
+def _option_problems(values: Mapping[str, Any]) -> Iterator[str]:
+    """Of the criterion's and the schedule's own options, also where something else is wrong."""
+    schedule_named = partial(methods.named, group="schedule")
+    kinds: dict[str, Any] = {"criterion": criterion_named, "schedule": schedule_named}
+    for group, named in kinds.items():
+        section = values.get(group)
+        if isinstance(section, Mapping) and isinstance(section.get("name"), str):
+            options = {k: v for k, v in section.items() if k not in ("name", "batches")}
+            with contextlib.suppress(Error):  # which is said where the whole is looked at
+                yield from named(section["name"]).check(options, f"{group}.")
 
 
 def _rule_problems(config: Config) -> Iterator[str]:
