@@ -6,6 +6,7 @@ The options of criteria and methods are not here: each declares its own by its s
 
 from __future__ import annotations
 
+import importlib
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -143,6 +144,18 @@ def checked(
     except ValidationError as error:
         return _lines(model, error, values, prefix)
     return []
+
+
+def imported(key: str, name: str) -> Any:
+    """What a name of one's own means, package.module:attribute. Raises Error that names the key."""
+    module, _, attribute = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise Error(
+            f"{key}={name}: cannot be imported ({error}); PYTHONPATH=. finds the modules of this "
+            "directory"
+        ) from error
 
 
 def dataset(values: Mapping[str, Any]) -> Dataset:

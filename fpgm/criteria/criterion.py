@@ -22,7 +22,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from fpgm.config import checked
+from fpgm.config import checked, imported
 from fpgm.criteria.views import View
 from fpgm.errors import Error
 
@@ -116,18 +116,11 @@ def named(name: str) -> Criterion:
     """The criterion of a name in CRITERIA, or package.module:function of your own. Raises Error."""
     if name in CRITERIA:
         return CRITERIA[name]
-    module, separator, function = name.partition(":")
-    if not separator:
+    if ":" not in name:
         raise Error(
             f"criterion={name}: choose one of {', '.join(CRITERIA)}, or module:function of yours"
         )
-    try:
-        marked = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise Error(
-            f"criterion={name}: cannot be imported ({error}); PYTHONPATH=. finds the modules of "
-            "this directory"
-        ) from error
+    marked = imported("criterion", name)
     if not isinstance(marked, Criterion):
         raise Error(f"criterion={name}: is no criterion; mark it with @fpgm.criteria.criterion()")
     return replace(marked, name=name)

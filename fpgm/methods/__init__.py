@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
+from fpgm.config import imported
 from fpgm.errors import Error
 from fpgm.methods.method import Goal, Method, Schedule, Task, Trained
 
@@ -29,20 +30,10 @@ def named(name: str, group: str) -> type[Method]:
     """
     owners = {n: issubclass(m, Schedule) for n, m in METHODS.items()}
     fitting = sorted(n for n, owns in owners.items() if owns == (group == "schedule"))
-    module, separator, attribute = name.partition(":")
-    if name in METHODS:
-        method = METHODS[name]
-    elif not separator:
+    if name not in METHODS and ":" not in name:
         choices = ", ".join(fitting)
         raise Error(f"{group}={name}: choose one of {choices}, or module:Class of your own")
-    else:
-        try:
-            method = getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
-            raise Error(
-                f"{group}={name}: cannot be imported ({error}); PYTHONPATH=. finds the modules of "
-                "this directory"
-            ) from error
+    method = METHODS[name] if name in METHODS else imported(group, name)
     if not (isinstance(method, type) and issubclass(method, Method)):
         raise Error(f"{group}={name}: is no method; derive it from fpgm.methods.Method")
     if issubclass(method, Schedule) != (group == "schedule"):
