@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from fpgm.methods import Goal, Method, Schedule, Trained
 from fpgm.methods.compacted import CompactTraining
 from fpgm.networks import models
 from fpgm.runs import checkpoint
-from fpgm.selection.select import Rule
+from fpgm.selection.rule import Rule
 from fpgm.shipping.runtimes import require
 
 log = logging.getLogger("fpgm")
@@ -145,6 +145,7 @@ def asked(values: Mapping[str, Any]) -> Config:
 
     Raises Error with a line for each mistake there is.
     """
+    values = configuration.with_tables(values)
     config, problems = configuration.read(values)
     problems += _option_problems(values)
     if config is not None:
@@ -158,7 +159,8 @@ def goal_of(config: Config) -> Goal:
     """How much is to go, and by which rule. Raises Error."""
     rule = Rule(
         config.criterion.name, config.criterion.options, config.scope, config.scope_norm,
-        config.floor, config.align, config.seed,
+        config.floor, config.align, config.seed, config.scope_cost, config.rates or {},
+        config.widths or {}, config.rounding, config.threshold,
     )  # fmt: skip
     return Goal(rule, config.rate, config.macs_target, config.residual)
 
@@ -221,7 +223,11 @@ def prepare(
     }
     full = _network(config, arch, images, fresh=state is None)
     precision = choose_precision(config.precision, images.device)
-    goal, groups = goal_of(config), prunable(trace(full.network), config.residual)
+    graph = trace(full.network)
+    groups = prunable(graph, config.residual, config.ignore)
+    goal = goal_of(config)
+    filters = {name: graph.filters(name) for name in groups.layers}
+    goal = replace(goal, rule=goal.rule.for_network(filters, groups.kept_full))
     task = Task(config, directory, images, arch, full, goal, groups, precision, ranks)
     task.problem = problem
     task.methods = _methods(config, task)
