@@ -42,6 +42,7 @@ class Dataset(_Section):
     """name: what to read; root: where it lies or goes; image_size: pixels (image_folder, imagenet);
     pad, flip: the training augmentation, zeros added on each side before the crop, mirroring; mean,
     std: of each channel, of pixels in 0..1 or 0..255, null: measured (imagenet: published);
+    validation: share of the training images that is held out, the same ones for every seed;
     imagenet only: workers, processes that decode, null for one a core, and on_error, what to do
     with an image that cannot be read."""
 
@@ -52,6 +53,7 @@ class Dataset(_Section):
     flip: bool
     mean: list[float] | None = None
     std: list[float] | None = None
+    validation: float = Field(0.0, ge=0, le=0.9, examples=["0.1"])
     workers: int | None = Field(ge=0, le=1024, examples=["8"])
     on_error: Literal["stop", "skip"]
 
