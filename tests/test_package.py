@@ -81,7 +81,7 @@ def test_wheel_runs_in_a_fresh_environment_without_the_checkout(
     for path in (home, *(line.split()[1] for line in commands)):
         assert Path(path).is_relative_to(installed.parent)
     assert {line.split()[0] for line in commands} >= {
-        f"fpgm-{name}" for name in ("train", "export", "latency", "report", "study")
+        f"fpgm-{name}" for name in ("train", "export", "latency", "report", "study", "figure")
     }
     words = [installed / "fpgm-train", "dataset=digits", "epochs=1", "hydra.run.dir=r"]
     subprocess.run(words, cwd=tmp_path, env=environment, check=True, capture_output=True)

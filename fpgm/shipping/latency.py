@@ -1,4 +1,7 @@
-"""`fpgm-latency`: the dense and the compact network of a run, side by side, by runtime."""
+"""`fpgm-latency`: the dense and the compact network of a run, side by side, by runtime.
+
+Without a run: of networks by name, as in FPGM's table 5.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +16,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from fpgm.compaction.compact import load
 from fpgm.errors import Error, ShippingError
 from fpgm.graph.cost import cost
+from fpgm.graph.groups import RESIDUAL
 from fpgm.machine.device import environment, keep_freed_memory
 from fpgm.runs.files import write_text
-from fpgm.shipping.runtimes import INSTALL, RUNTIMES, Runner, installed
+from fpgm.shipping import architectures
+from fpgm.shipping.architectures import PIXELS, RATE, Request
+from fpgm.shipping.runtimes import GPU, INSTALL, RUNTIMES, Runner, installed
 
 WARM_UP, ROUNDS, SECONDS = 5, 200, 6.0  # rounds end after this many seconds, but not before 10
+CPU = torch.device("cpu")
+BATCHES = {True: "1,128", False: "64"}  # of a run; of networks by name, as in the paper
 
 
 def side_by_side(runners: Sequence[Runner], batch: Tensor) -> list[list[float]]:
@@ -48,14 +57,18 @@ def measure(
     runtimes: Sequence[str],
     batches: Sequence[int],
     threads: int,
+    device: torch.device = CPU,
 ) -> list[dict[str, Any]]:
-    """A row for each runtime and batch: milliseconds (median and quartiles) and the speed-up."""
+    """A row for each runtime and batch: milliseconds (median and quartiles) and the speed-up.
+
+    On a GPU the batch lies in its memory before the clock starts."""
     rows = []
+    kinds = RUNTIMES if device.type == "cpu" else GPU
     for runtime in runtimes:
-        runners = [RUNTIMES[runtime](network, image, threads) for network in (dense, small)]
+        runners = [kinds[runtime](network, image, threads) for network in (dense, small)]
         for size in batches:
             try:
-                batch = torch.randn(size, *image)
+                batch = torch.randn(size, *image).to(device)
                 seconds = side_by_side(runners, batch)
             except Exception as error:  # every runtime has its own kinds
                 raise ShippingError(
@@ -116,27 +129,132 @@ def latency_of_run(
     return result
 
 
+def latency_of_architectures(
+    requests: Sequence[Request],
+    runtimes: Sequence[str],
+    batches: Sequence[int],
+    threads: int,
+    device: torch.device = CPU,
+) -> dict[str, Any]:
+    """Build and time networks by name, one after the other. Raises Error."""
+    keep_freed_memory()
+    rows = []
+    for request in tqdm(requests, "networks", leave=False, disable=None):
+        two = architectures.pair(request)
+        try:
+            timed = measure(two.dense, two.small, request.shape, runtimes, batches, threads, device)
+        except ShippingError as error:
+            raise ShippingError(f"--arch {request.arch}: {error}") from error
+        rows += [architectures.row(two, row) for row in timed]
+    return {"environment": environment(device, None), "threads": threads, "rows": rows}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    words = argparse.ArgumentParser(
+        prog="fpgm-latency", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    words.add_argument("run", type=Path, nargs="?", metavar="RUN", help="directory of fpgm-train")
+    words.add_argument("--runtimes", help=f"default: {','.join(RUNTIMES)}; on a GPU torch alone")
+    words.add_argument(
+        "--batch", help=f"default: {BATCHES[True]}; of networks by name {BATCHES[False]}"
+    )
+    words.add_argument("--threads", type=int, default=torch.get_num_threads())
+    fresh = words.add_argument_group("without a run")
+    add = fresh.add_argument
+    add("--arch", metavar="NAMES", help="networks by name; a number is a ResNet: resnet18,34,50")
+    add("--rate", metavar="RATES", help=f"one for all, or one for each; default: {RATE:g}")
+    add("--device", choices=("cpu", "cuda"), help="default: cpu")
+    add("--residual", choices=RESIDUAL, help=f"default: {RESIDUAL[0]}, as in the papers")
+    add("--align", type=int, metavar="N", help="widths are multiples of it; default: 1")
+    add("--image", type=int, metavar="PIXELS", help=f"default: {PIXELS[False]}, of torchvision's "
+        f"networks {PIXELS[True]}")  # fmt: skip
+    add("--out", type=Path, metavar="DIR", help="writes latency_table5.json and .md there")
+    return words
+
+
 def main(argv: list[str] | None = None) -> None:
     """Entry point of fpgm-latency."""
-    parser = argparse.ArgumentParser(prog="fpgm-latency", description=__doc__)
-    parser.add_argument("run", type=Path, metavar="RUN", help="run directory of fpgm-train")
-    parser.add_argument("--runtimes", default=",".join(RUNTIMES), help="default: %(default)s")
-    parser.add_argument("--batch", default="1,128", help="default: %(default)s")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    words = parser.parse_args(argv)
+    words = parser().parse_args(argv)
     try:
-        runtimes = words.runtimes.split(",")
-        unknown = [name for name in runtimes if name not in RUNTIMES]
-        if unknown:
-            raise ShippingError(f"--runtimes {unknown[0]}: choose from {', '.join(RUNTIMES)}")
-        if not all(size.isdigit() and int(size) > 0 for size in words.batch.split(",")):
-            raise ShippingError(f"--batch {words.batch}: whole numbers with commas, as in 1,128")
-        there = [name for name in runtimes if installed(name)]
-        for name in set(runtimes) - set(there):
-            print(f"{name} is not installed and is left out: {INSTALL[name]}", file=sys.stderr)
-        sizes = [int(size) for size in words.batch.split(",")]
-        result = latency_of_run(words.run, there, sizes, words.threads)
+        printed = _of_names(words) if _by_name(words) else _of_run(words)
     except (Error, OSError) as error:
         print(f"fpgm-latency: {error}", file=sys.stderr)
         sys.exit(1)
-    print(markdown(result), end="")
+    print(printed, end="")
+
+
+def _by_name(words: argparse.Namespace) -> bool:
+    """Whether networks are given by name and not by a run. Raises ShippingError where it is both,
+    or neither."""
+    if words.run is None and words.arch is None:
+        raise ShippingError(
+            "give a run directory, as in fpgm-latency outputs/my_run, or networks by name, as in "
+            "fpgm-latency --arch resnet18,34 --rate 0.3"
+        )
+    if words.run is None:
+        return True
+    if words.arch is not None:
+        raise ShippingError(
+            f"{words.run} and --arch {words.arch}: one of them; fpgm-latency {words.run}, or "
+            f"fpgm-latency --arch {words.arch}"
+        )
+    for name in ("rate", "device", "residual", "align", "image", "out"):
+        if getattr(words, name) is not None:
+            raise ShippingError(
+                f"--{name} {getattr(words, name)}: only with --arch; a run is timed as it is"
+            )
+    return False
+
+
+def _of_run(words: argparse.Namespace) -> str:
+    there, sizes = _runtimes(words.runtimes), _sizes(words.batch or BATCHES[True])
+    return markdown(latency_of_run(words.run, there, sizes, words.threads))
+
+
+def _of_names(words: argparse.Namespace) -> str:
+    names = architectures.named(words.arch)
+    asked = architectures.rates(words.rate or f"{RATE}", len(names))
+    structure = {key: getattr(words, key) for key in ("residual", "align", "image")}
+    for key in ("align", "image"):
+        if structure[key] is not None and structure[key] < 1:
+            raise ShippingError(f"--{key} {structure[key]}: must be at least 1")
+    structure = {key: value for key, value in structure.items() if value is not None}
+    device, sizes = torch.device(words.device or "cpu"), _sizes(words.batch or BATCHES[False])
+    if device.type == "cuda":
+        if words.runtimes not in (None, *GPU):
+            raise ShippingError(f"--runtimes {words.runtimes}: on a GPU only {', '.join(GPU)}")
+        if not torch.cuda.is_available():
+            raise ShippingError("--device cuda: torch sees no GPU here; use --device cpu")
+        there = list(GPU)
+    else:
+        there = _runtimes(words.runtimes)
+    if words.out is not None:
+        words.out.mkdir(parents=True, exist_ok=True)  # before minutes of timing
+    requests = [Request(name, rate, **structure) for name, rate in zip(names, asked, strict=True)]
+    result = latency_of_architectures(requests, there, sizes, words.threads, device)
+    printed = architectures.markdown(result)
+    if words.out is not None:
+        write_text(words.out / "latency_table5.json", json.dumps(result, indent=2) + "\n")
+        write_text(words.out / "latency_table5.md", printed)
+    return printed
+
+
+def _runtimes(given: str | None) -> list[str]:
+    """Those asked for that are installed; the others are named. Raises ShippingError."""
+    runtimes = given.split(",") if given is not None else list(RUNTIMES)
+    unknown = [name for name in runtimes if name not in RUNTIMES]
+    if unknown:
+        raise ShippingError(f"--runtimes {unknown[0]}: choose from {', '.join(RUNTIMES)}")
+    there = [name for name in runtimes if installed(name)]
+    for name in set(runtimes) - set(there):
+        print(f"{name} is not installed and is left out: {INSTALL[name]}", file=sys.stderr)
+    return there
+
+
+def _sizes(given: str) -> list[int]:
+    """Batch sizes. Raises ShippingError."""
+    if not all(size.isdigit() and int(size) > 0 for size in given.split(",")):
+        raise ShippingError(f"--batch {given}: whole numbers with commas, as in 1,128")
+    return [int(size) for size in given.split(",")]

@@ -1,4 +1,5 @@
-"""The runtimes that a network can be timed in, each as it would be deployed on a CPU in float32.
+"""The runtimes that a network can be timed in, each as it would be deployed on a CPU in float32,
+and torch on a GPU.
 
 A runtime makes of (network, image (C, H, W), threads) what is called with a batch (B, C, H, W).
 """
@@ -79,11 +80,30 @@ def _openvino(network: nn.Module, image: Image, threads: int) -> Runner:
     return run
 
 
+def _torch_on_gpu(network: nn.Module, image: Image, threads: int) -> Runner:
+    """As on a CPU; a call begins when nothing else is running there and ends with its result.
+
+    Convolutions are done in TF32 where the GPU has it, as is torch's default.
+    """
+    device = torch.device("cuda")
+    folded = fold(network).to(device).to(memory_format=torch.channels_last)
+
+    def run(batch: Tensor) -> object:
+        torch.cuda.synchronize(device)
+        with torch.inference_mode():
+            outputs = folded(batch)
+        torch.cuda.synchronize(device)
+        return outputs
+
+    return run
+
+
 RUNTIMES: dict[str, Callable[[nn.Module, Image, int], Runner]] = {
     "torch": _torch,
     "onnxruntime": _onnxruntime,
     "openvino": _openvino,
 }
+GPU: dict[str, Callable[[nn.Module, Image, int], Runner]] = {"torch": _torch_on_gpu}
 
 
 def _exported(network: nn.Module, image: Image, read: Callable[[Path], Any]) -> Any:

@@ -1,0 +1,3 @@
+from fpgm.figures.command import main
+
+main()
