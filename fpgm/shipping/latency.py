@@ -33,15 +33,19 @@ CPU = torch.device("cpu")
 BATCHES = {True: "1,128", False: "64"}  # of a run; of networks by name, as in the paper
 
 
-def side_by_side(runners: Sequence[Runner], batch: Tensor) -> list[list[float]]:
-    """Seconds of each call, the runners in turn: A B A B ..., so that a drift meets all alike."""
+def side_by_side(
+    runners: Sequence[Runner], batch: Tensor, limit: float = SECONDS
+) -> list[list[float]]:
+    """Seconds of each call, the runners in turn: A B A B ..., so that a drift meets all alike.
+
+    limit: seconds after which no new round begins, but for the first ten."""
     for _ in range(WARM_UP):
         for run in runners:
             run(batch)
     seconds: list[list[float]] = [[] for _ in runners]
     began = time.perf_counter()
     for done in range(ROUNDS):
-        if done >= 10 and time.perf_counter() - began > SECONDS:
+        if done >= 10 and time.perf_counter() - began > limit:
             break
         for run, times in zip(runners, seconds, strict=True):
             start = time.perf_counter()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,16 @@ from fpgm.shipping.folding import fold
 
 Image = tuple[int, int, int]
 Runner = Callable[[Tensor], object]
+
+@dataclass(frozen=True)
+class Target:
+    """What the network is for. runtime: a name in runtimes.RUNTIMES; image: (C, H, W)."""
+
+    runtime: str
+    image: tuple[int, int, int]
+    batch: int
+    threads: int
+
 
 INSTALL = {"onnxruntime": "pip install 'fpgm[export]'", "openvino": "pip install 'fpgm[latency]'"}
 
@@ -50,6 +61,12 @@ def _torch(network: nn.Module, image: Image, threads: int) -> Runner:
 
 def _onnxruntime(network: nn.Module, image: Image, threads: int) -> Runner:
     """The exported network, any batch."""
+    run = session(_exported(network, image, Path.read_bytes), threads)
+    return lambda batch: run(batch.numpy())
+
+
+def session(model: bytes, threads: int) -> Callable[[Any], object]:
+    """ONNX Runtime on a model's bytes: called with an array (B, C, H, W)."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -57,9 +74,8 @@ def _onnxruntime(network: nn.Module, image: Image, threads: int) -> Runner:
     # Else the threads of one session go on spinning while the next one is timed.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     providers = ["CPUExecutionProvider"]
-    model = _exported(network, image, Path.read_bytes)
-    session = onnxruntime.InferenceSession(model, options, providers=providers)
-    return lambda batch: session.run(None, {"images": batch.numpy()})
+    made = onnxruntime.InferenceSession(model, options, providers=providers)
+    return lambda batch: made.run(None, {"images": batch})
 
 
 def _openvino(network: nn.Module, image: Image, threads: int) -> Runner:
@@ -67,17 +83,21 @@ def _openvino(network: nn.Module, image: Image, threads: int) -> Runner:
     import openvino
 
     model = _exported(network, image, openvino.convert_model)
-    hints = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32",
-             "PERFORMANCE_HINT": "LATENCY"}  # fmt: skip
     compiled: dict[int, Any] = {}
 
     def run(batch: Tensor) -> object:
         if len(batch) not in compiled:
             model.reshape([len(batch), *image])
-            compiled[len(batch)] = openvino.compile_model(model, "CPU", hints)
+            compiled[len(batch)] = openvino.compile_model(model, "CPU", hints(threads))
         return compiled[len(batch)](batch.numpy())
 
     return run
+
+
+def hints(threads: int) -> dict[str, Any]:
+    """How OpenVINO is told to run."""
+    return {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32",
+            "PERFORMANCE_HINT": "LATENCY"}  # fmt: skip
 
 
 def _torch_on_gpu(network: nn.Module, image: Image, threads: int) -> Runner:

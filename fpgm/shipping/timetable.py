@@ -28,7 +28,8 @@ from fpgm.graph.trace import ChannelGraph
 from fpgm.machine.device import environment
 from fpgm.runs.files import write_text
 from fpgm.shipping.latency import side_by_side
-from fpgm.shipping.runtimes import LAYERS, Target
+from fpgm.shipping.lone import LAYERS
+from fpgm.shipping.runtimes import Target
 
 LEVELS = 6  # widths at which a layer is timed, on each side
 SECONDS = 1.5  # for all widths of one kind of layer
@@ -45,13 +46,12 @@ class Kind:
     depthwise: bool
     image: tuple[int, int]
 
-    def layer(self, inputs: int, outputs: int) -> nn.Sequential:
-        """Such a layer with so many channels, BatchNorm folded and ReLU behind."""
-        conv = nn.Conv2d(
+    def layer(self, inputs: int, outputs: int) -> nn.Conv2d:
+        """Such a layer with so many channels."""
+        return nn.Conv2d(
             inputs, outputs, self.kernel, self.stride, self.padding, self.dilation,
             groups=inputs if self.depthwise else 1,
         )  # fmt: skip
-        return nn.Sequential(conv, nn.ReLU()).eval()
 
     def key(self, inputs: int, outputs: int) -> str:
         """The name of its time in the table."""
@@ -179,7 +179,7 @@ def measure(
             continue
         try:
             runners = [
-                make(kind.layer(i, o), (i, *kind.image), target.batch, target.threads)
+                make(kind.layer(i, o), kind.image, target.batch, target.threads)
                 for i, o in pairs
             ]
             seconds = side_by_side(runners, torch.empty(0), SECONDS)

@@ -26,7 +26,7 @@ from fpgm.graph.groups import Group, prunable
 from fpgm.graph.trace import ChannelGraph, trace
 from fpgm.networks.modes import evaluating
 from fpgm.shipping.latency import side_by_side
-from fpgm.shipping.runtimes import RUNTIMES
+from fpgm.shipping.runtimes import RUNTIMES, Target
 
 MULTIPLES = (1, 4, 8, 16)  # 1: no more than the filter that carries the constants
 WORTH = 0.98  # full width must be more than the noise faster to be preferred
@@ -41,16 +41,6 @@ class Form:
     name: str
     streams: tuple[Stream, ...]
     ballast: Ballast
-
-
-@dataclass(frozen=True)
-class Target:
-    """What the network is for. runtime: a name in runtimes.RUNTIMES; image: (C, H, W)."""
-
-    runtime: str
-    image: tuple[int, int, int]
-    batch: int
-    threads: int
 
 
 @dataclass(frozen=True)
