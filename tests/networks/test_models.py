@@ -9,6 +9,7 @@ from torch import nn
 import fpgm
 from fpgm.errors import Error
 from fpgm.graph.flow import is_relu
+from fpgm.graph.operations import POOL
 from fpgm.graph.trace import trace
 from fpgm.networks.models import MODELS, ONE_SIZE, check_size
 
@@ -60,6 +61,8 @@ def test_lenet5_is_the_one_that_the_literature_prunes() -> None:
     assert sum(weights.values()) == 430_500
     assert list(weights.values()) == [500, 25_000, 400_000, 5_000]
     graph = trace(network)
+    pooled = [node.target for node, kind in graph.kinds.items() if kind == POOL]
+    assert pooled == [nn.functional.max_pool2d] * 2
     rectified = [node.all_input_nodes[0].target for node in graph.kinds if is_relu(node, graph)]
     assert rectified == ["fc1"]
 
@@ -104,7 +107,10 @@ def test_densenet_layers_append_their_channels_to_all_before() -> None:
         assert y.shape[1] == 16 + 12 * (i + 1)
         assert torch.equal(y[:, : x.shape[1]], x)
         x = y
-    assert network.features[12](x).shape == (2, 160, 4, 4)
+    transition = network.features[12]
+    convolved = transition.conv(nn.functional.relu(transition.bn(x)))
+    assert transition(x).shape == (2, 160, 4, 4)
+    torch.testing.assert_close(transition(x).mean((2, 3)), convolved.mean((2, 3)))
 
 
 @pytest.mark.parametrize("arch", ["preresnet164", "densenet40", "vgg11"])
