@@ -46,7 +46,7 @@ class Dataset(_Section):
     imagenet only: workers, processes that decode, null for one a core, and on_error, what to do
     with an image that cannot be read."""
 
-    name: Literal["digits", "cifar10", "cifar100", "image_folder", "imagenet"]
+    name: Literal["digits", "mnist", "cifar10", "cifar100", "image_folder", "imagenet"]
     root: str | None
     image_size: int | None = Field(ge=1, le=1024, examples=["32"])
     pad: int = Field(ge=0, le=64, examples=["4"])

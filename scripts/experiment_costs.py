@@ -21,7 +21,10 @@ import fpgm
 from fpgm.keys import CONFIGS
 from fpgm.runs.grid import runs
 
-IMAGES = {"cifar10": (50_000, 32, 10), "digits": (1437, 8, 10), "imagenet": (1_281_167, 224, 1000)}
+IMAGES = {  # how many, how large, of how many classes
+    "cifar10": (50_000, 32, 10), "digits": (1437, 8, 10), "imagenet": (1_281_167, 224, 1000),
+    "mnist": (60_000, 28, 10),
+}  # fmt: skip
 CPU = 816 * 40_551_040  # MACs of forward passes a second
 GPU = 3.3e12 / 3
 START = 7  # seconds of a run beside its epochs: imports, tracing, the proof (dataset=digits)

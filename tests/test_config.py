@@ -6,6 +6,7 @@ import copy
 from pathlib import Path
 
 import pytest
+import yaml
 from commands import compose
 from hypothesis import given
 from hypothesis import strategies as st
@@ -58,6 +59,18 @@ def test_defaults_are_the_papers_recipe() -> None:
     vgg = asked(compose("arch=vgg16"))
     assert (vgg.epochs, vgg.batch_size, vgg.optimizer.nesterov) == (160, 64, False)
     assert asked(compose("optimizer=finetune")).optimizer.lr == 0.01
+    slim = asked(compose("arch=densenet40"))
+    assert (slim.epochs, slim.batch_size, slim.optimizer.nesterov) == (160, 64, True)
+    assert (slim.optimizer.weight_decay, slim.optimizer.milestones) == (1e-4, [0.5, 0.75])
+    assert asked(compose("arch=lenet5", "dataset=mnist")).optimizer.lr == 0.01
+
+
+@pytest.mark.parametrize("words", [("criterion.p=inf",), ()])
+def test_infinity_is_a_word_of_the_command_line(words: tuple[str, ...]) -> None:
+    config = asked(compose("criterion=lp", *words))
+    assert config.criterion.options == {"p": float("inf")}
+    again = yaml.safe_load(yaml.safe_dump(config.as_dict()))
+    assert differences(again, config.as_dict()) == []
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -85,18 +86,46 @@ def _digits(*_: object) -> Arrays:
 def _cifar(name: str, root: str | None, _: int | None) -> Arrays:
     cls = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}[name]
     place = Path(root or "data").expanduser()
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-        train, test = (cls(place, train=part, download=True) for part in (True, False))
-    except (OSError, RuntimeError) as error:
-        raise DataError(
-            f"dataset={name}: not in dataset.root={place}, and the download failed "
-            f"({first_line(error)}); put {cls.filename} from {cls.url.rsplit('/', 1)[0]} there, "
-            "or try dataset=digits, which needs no network"
-        ) from error
+    files = f"{cls.filename} from {cls.url.rsplit('/', 1)[0]} there"
+    train, test = _downloaded(cls, name, place, files)
     images = [torch.from_numpy(p.data).permute(0, 3, 1, 2).contiguous() for p in (train, test)]
     labels = [torch.tensor(part.targets) for part in (train, test)]
     return images[0], labels[0], images[1], labels[1], tuple(train.classes)
+
+
+def _mnist(name: str, root: str | None, _: int | None) -> Arrays:
+    cls, place = torchvision.datasets.MNIST, Path(root or "data").expanduser()
+    raw = place / "MNIST" / "raw"
+    archives = [archive for archive, _ in cls.resources]
+    files = f"{', '.join(archives)} from {cls.mirrors[0].rstrip('/')} into {raw}"
+    unpacked = [raw / Path(archive).stem for archive in archives]
+    train, test = _downloaded(cls, name, place, files, unpacked)
+    return train.data[:, None], train.targets, test.data[:, None], test.targets, tuple(cls.classes)
+
+
+def _downloaded(
+    cls: Any, name: str, place: Path, files: str, unpacked: Sequence[Path] = ()
+) -> tuple[Any, Any]:
+    """torchvision's data set for training and for testing. Raises DataError.
+
+    files: what to put where if there is no network; unpacked: the files that it reads without
+    checking them: an interrupt may have cut them off.
+    """
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        train, test = (cls(place, train=part, download=True) for part in (True, False))
+    except (OSError, RuntimeError, AssertionError, KeyError, TypeError, ValueError) as error:
+        if unpacked and all(file.exists() for file in unpacked):
+            raise DataError(
+                f"dataset={name}: the files in {unpacked[0].parent} are damaged "
+                f"({first_line(error)}); delete them, and they are downloaded again"
+            ) from error
+        raise DataError(
+            f"dataset={name}: not in dataset.root={place}, and the download failed "
+            f"({first_line(error).rstrip(':')}); put {files}, "
+            "or try dataset=digits, which needs no network"
+        ) from error
+    return train, test
 
 
 def _image_folder(_: str, root: str | None, image_size: int | None) -> Arrays:
@@ -105,6 +134,7 @@ def _image_folder(_: str, root: str | None, image_size: int | None) -> Arrays:
 
 READERS: dict[str, Callable[[str, str | None, int | None], Arrays]] = {
     "digits": _digits,
+    "mnist": _mnist,
     "cifar10": _cifar,
     "cifar100": _cifar,
     "image_folder": _image_folder,

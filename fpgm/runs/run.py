@@ -11,6 +11,7 @@ import importlib
 import io
 import json
 import logging
+import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -151,7 +152,8 @@ class Run:
         if self._board is not None:
             self._compare_in_board(report)
         write_text(self.directory / "report.md", markdown)
-        write_text(self.directory / "report.json", json.dumps(report, indent=2) + "\n")
+        plain = {**report, "config": _in_json(report["config"])}
+        write_text(self.directory / "report.json", json.dumps(plain, indent=2) + "\n")
 
     def _compare_in_board(self, report: Mapping[str, Any]) -> None:
         """A line of TensorBoard's HParams table, where the runs of a sweep stand side by side."""
@@ -221,6 +223,13 @@ class Run:
         self._handlers = [screen, file]
         for handler in self._handlers:
             log.addHandler(handler)
+
+
+def _in_json(value: Any) -> Any:
+    """Of a configuration: JSON has no infinity, of which others' readers are told the word."""
+    if isinstance(value, Mapping):
+        return {key: _in_json(entry) for key, entry in value.items()}
+    return str(value) if isinstance(value, float) and math.isinf(value) else value
 
 
 class _LogFile(logging.FileHandler):

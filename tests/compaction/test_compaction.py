@@ -70,6 +70,37 @@ def test_any_torchvision_network_is_compacted_exactly(name: str, residual: str) 
     assert error(model, compact(model, keep), images(0, 2, 3, 40, 45).double()) <= 1e-12
 
 
+@pytest.mark.parametrize("residual", RESIDUAL)
+@pytest.mark.parametrize(
+    ("arch", "size", "left"),  # percent of the MACs at half the filters: independent, shared, inner
+    [
+        ("vgg11", 32, (26, 26, 26)),
+        ("vgg13", 32, (26, 26, 26)),
+        ("vgg19", 32, (26, 26, 26)),
+        ("preresnet110", 9, (38, 26, 51)),
+        ("preresnet164", 9, (34, 26, 40)),
+        ("densenet40", 9, (26, 26, 26)),
+        ("lenet5", 28, (34, 34, 34)),
+    ],
+)
+def test_networks_of_the_literature_are_compacted_exactly_and_really_cut(
+    arch: str, size: int, left: tuple[int, ...], residual: str
+) -> None:
+    """BatchNorms in front of convolutions: what is zeroed goes into a sum or a cat as it is."""
+    channels = 1 if arch == "lenet5" else 3
+    model = randomised(fpgm.model(arch, in_channels=channels), 0, torch.float64)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d) and module.bias is not None:
+            nn.init.normal_(module.bias)
+    keep = random_keep(model, 0.5, 0, residual)
+    fpgm.zero_(model, keep)
+    small = compact(model, keep)
+    assert error(model, small, images(0, 2, channels, size, size).double()) <= 1e-12
+    image = (channels, size, size)
+    ratio = 100 * fpgm.cost(small, image).macs / fpgm.cost(model, image).macs
+    assert ratio <= left[RESIDUAL.index(residual)]
+
+
 @pytest.mark.parametrize("name", ["resnet20", "resnet"])
 def test_shared_streams_are_narrow_and_need_no_scatter(name: str) -> None:
     model = FAMILIES[name]() if name in FAMILIES else fpgm.model(name)

@@ -17,8 +17,8 @@ from fpgm.criteria import CRITERIA
 from fpgm.criteria.geometric_median import DISTANCES, geometric_median, shares
 from fpgm.errors import Error
 
-fermat, gm, l1, l2, mix, random = (
-    CRITERIA[name] for name in ("fermat", "gm", "l1", "l2", "mix", "random")
+fermat, gm, l1, l2, lp, mix, random = (
+    CRITERIA[name] for name in ("fermat", "gm", "l1", "l2", "lp", "mix", "random")
 )
 
 POINTS = torch.tensor([[0, 0], [4, 0], [0, 3], [1, 1], [10, 10]], dtype=torch.float64)
@@ -143,6 +143,40 @@ def test_mix_prunes_the_floors_of_both_shares_as_published() -> None:
     assert gone == sorted(order(mix(model[0].weight, rate=0.4))[:5])
 
 
+powers = st.sampled_from([1.0, 2.0, np.inf]) | st.floats(1, 40)
+
+
+@given(matrices, powers)
+@settings(deadline=None)
+def test_lp_is_the_norm_that_numpy_computes(points: np.ndarray, p: float) -> None:
+    # Far from the ends of float64, where numpy's powers overflow.
+    points = np.where(np.abs(points) < 1e-5, 0, points).astype(np.float64)
+    expected = np.linalg.norm(points, ord=p, axis=1)
+    np.testing.assert_allclose(lp(torch.from_numpy(points), p=p).numpy(), expected, rtol=1e-12)
+
+
+@given(seeds, powers)
+@settings(deadline=None, max_examples=30)
+def test_lp_is_a_norm_of_the_filter_and_of_nothing_else(seed: int, p: float) -> None:
+    weight = filters(seed)
+    scores = lp(weight, p=p)
+    shuffled = weight.flatten(1)[:, torch.randperm(27, generator=torch.Generator().manual_seed(1))]
+    torch.testing.assert_close(lp(shuffled, p=p), scores, rtol=1e-12, atol=0)
+    torch.testing.assert_close(lp(-3 * weight, p=p), 3 * scores, rtol=1e-6, atol=0)
+    assert (lp(weight + weight.flip(0), p=p) <= (scores + scores.flip(0)) * (1 + 1e-6)).all()
+    torch.testing.assert_close(lp(weight, p=1), l1(weight), rtol=1e-12, atol=0)
+    torch.testing.assert_close(lp(weight, p=2), l2(weight), rtol=1e-12, atol=0)
+    assert torch.equal(lp(weight), weight.flatten(1).abs().amax(1).double())
+
+
+@pytest.mark.parametrize("p", [400, 1e6, 1e308])
+@pytest.mark.parametrize("size", [1e-30, 1.0, 1e30])
+def test_lp_of_a_large_p_is_neither_nothing_nor_infinite(p: float, size: float) -> None:
+    weight = torch.tensor([[0.1, -0.1, 0.05], [0.0, 0.0, 0.0], [0.3, 0.0, 0.1]]) * size
+    nearly = weight.abs().amax(1).double() * torch.tensor([2 ** (1 / p), 1, 1], dtype=float)
+    torch.testing.assert_close(lp(weight, p=p), nearly, rtol=1e-12, atol=0)
+
+
 def test_random_is_seeded_and_differs_between_seeds() -> None:
     weight = filters(0, 64)
     assert torch.equal(random(weight, seed=1), random(weight, seed=1))
@@ -192,6 +226,9 @@ def test_every_criterion_scores_every_filter_without_touching_the_weight(name: s
         ("mix", {"norm_share": 1.5}, "criterion.norm_share=1.5: must be at least 0 and at most 1"),
         ("mix", {"norm_share": "a"}, "criterion.norm_share=a: must be a number, for example crit"),
         ("gm", {"distance": None}, "criterion.distance=null: choose one of l2"),
+        ("lp", {"p": 0.5}, "criterion.p=0.5: must be at least 1, for example criterion.p=inf"),
+        ("lp", {"p": float("nan")}, "criterion.p=nan: must be at least 1"),
+        ("lp", {"p": ".inf"}, "criterion.p=.inf: must be a number, for example criterion.p=inf"),
     ],
 )
 def test_an_option_that_a_criterion_does_not_take_is_named(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from commands import compose
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from tasks import whole
 
 from fpgm.data import memory
 from fpgm.data.images import divided, steps
@@ -100,17 +102,77 @@ def test_cifar_is_read_through_torchvision_from_its_own_files(
     assert (255 * found.std).tolist() == pytest.approx(published[1])
 
 
-def test_vgg16_on_cifar10_has_its_own_constants_and_recipe() -> None:
-    config = asked(compose("arch=vgg16"))
+@pytest.fixture
+def digits28(tmp_path: Path) -> Path:
+    """MNIST's four files as torchvision unpacks them, 30 + 20 images: magic number and sizes as
+    big-endian integers, then bytes."""
+    rng = np.random.default_rng(0)
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part, count in (("train", 30), ("t10k", 20)):
+        for kind, values in (
+            ("images-idx3", rng.integers(0, 256, (count, 28, 28))),
+            ("labels-idx1", np.arange(count) % 10),
+        ):
+            header = np.array([0x0800 + values.ndim, *values.shape], ">i4")
+            path = raw / f"{part}-{kind}-ubyte"
+            path.write_bytes(header.tobytes() + values.astype(np.uint8).tobytes())
+    return tmp_path
+
+
+def test_mnist_is_read_through_torchvision_from_its_own_files(digits28: Path) -> None:
+    constants = {key: compose("dataset=mnist")["dataset"][key] for key in ("mean", "std")}
+    found = images("mnist", digits28, **constants)
+    assert found.train_images.shape == (30, 1, 28, 28)
+    assert found.test_images.shape == (20, 1, 28, 28)
+    written = (digits28 / "MNIST/raw/train-images-idx3-ubyte").read_bytes()[16:]
+    assert found.train_images.numpy().tobytes() == written
+    assert found.test_labels.tolist() == [i % 10 for i in range(20)]
+    assert found.test_labels.dtype == torch.int64
+    assert len(found.classes) == 10
+    assert (found.mean.tolist(), found.std.tolist()) == (
+        pytest.approx([0.1307]), pytest.approx([0.3081])
+    )  # fmt: skip
+
+
+def test_mnist_is_neither_mirrored_nor_moved() -> None:
+    dataset = asked(compose("dataset=mnist")).dataset
+    assert (dataset.flip, dataset.pad) == (False, 0)
+
+
+@pytest.mark.parametrize("length", [0, 3, 20])
+@pytest.mark.parametrize("file", ["train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"])
+def test_mnist_that_was_cut_off_says_what_to_delete(digits28: Path, file: str, length: int) -> None:
+    path = digits28 / "MNIST" / "raw" / file
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(DataError, match=r"dataset=mnist: the files in .*raw are damaged .*delete"):
+        images("mnist", digits28)
+
+
+def test_lenet5_trains_on_mnist_and_ships_an_equal_network(digits28: Path) -> None:
+    root = f"dataset.root={digits28}"
+    report = whole(digits28 / "r", "arch=lenet5", "dataset=mnist", root, "epochs=1", "rate=0.5")
+    assert report["status"] == "done"
+    assert report["equivalence"]["agreement"] == 1
+    assert report["dense"]["macs"] == 2_293_000
+    widths = {layer["name"]: layer["kept"] for layer in report["layers"]}
+    assert (widths["conv1"], widths["conv2"]) == (10, 25)
+
+
+@pytest.mark.parametrize("arch", ["vgg11", "vgg13", "vgg16", "vgg19"])
+def test_vgg_on_cifar10_has_its_own_constants_and_recipe(arch: str) -> None:
+    config = asked(compose(f"arch={arch}"))
+    assert config.arch == arch
     assert config.dataset.mean == [0.4914, 0.4822, 0.4465]
     assert config.dataset.std == [0.2023, 0.1994, 0.2010]
     assert (config.epochs, config.batch_size) == (160, 64)
     o = config.optimizer
     assert (o.lr, o.gamma, o.milestones) == (0.1, 0.1, [0.5, 0.75])
     assert (o.weight_decay, o.nesterov) == (1e-4, False)
-    assert compose("arch=vgg16", "dataset=cifar100")["dataset"]["mean"] == [129.3, 124.1, 112.4]
-    assert compose("arch=vgg16", "dataset=image_folder")["dataset"]["mean"] is None
-    assert compose("experiment=quick", "arch=vgg16")["dataset"]["mean"] == [0.4914, 0.4822, 0.4465]
+    word = f"arch={arch}"
+    assert compose(word, "dataset=cifar100")["dataset"]["mean"] == [129.3, 124.1, 112.4]
+    assert compose(word, "dataset=image_folder")["dataset"]["mean"] is None
+    assert compose("experiment=quick", word)["dataset"]["mean"] == [0.4914, 0.4822, 0.4465]
 
 
 def test_constants_are_read_in_either_scale_and_for_each_channel(photos: Path) -> None:
@@ -123,17 +185,23 @@ def test_constants_are_read_in_either_scale_and_for_each_channel(photos: Path) -
         images("image_folder", photos, mean=[0.5], std=[0.5])
 
 
-def test_missing_cifar_without_a_network_says_what_to_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [("cifar10", "cifar-10-python.tar.gz"), ("mnist", "train-images-idx3-ubyte.gz, train-labels")],
+)
+def test_missing_images_without_a_network_are_told_what_to_do(
+    name: str, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def offline(*_: object, **__: object) -> None:
-        raise OSError("Name or service not known")
+        raise URLError("Name or service not known")
 
-    monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", offline)
+    module, place = ("mnist", tmp_path / "MNIST" / "raw") if name == "mnist" else ("cifar", "there")
+    monkeypatch.setattr(f"torchvision.datasets.{module}.download_and_extract_archive", offline)
     with pytest.raises(DataError) as caught:
-        images("cifar10", tmp_path)
-    for part in ("dataset=cifar10", str(tmp_path), "cifar-10-python.tar.gz", "dataset=digits"):
+        images(name, tmp_path)
+    for part in (f"dataset={name}: not in dataset.root={tmp_path}", file, str(place), "=digits"):
         assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_image_folder_finds_classes_and_size_and_is_decoded_once(

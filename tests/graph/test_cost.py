@@ -18,7 +18,7 @@ from fpgm.compaction.constants import analyse
 from fpgm.graph.cost import Cost, cost, paper_reduction
 from fpgm.graph.groups import prunable
 from fpgm.graph.trace import trace
-from fpgm.networks.models import MODELS
+from fpgm.networks.models import MODELS, ONE_SIZE
 
 CIFAR = (3, 32, 32)
 SIZES = {"Mixed": (3, 8, 8), "Spelled": (3, 8, 8), "Mysterious": (3, 8, 8), "Odd": (3, 47, 52)}
@@ -106,9 +106,10 @@ ZOO = ("Odd", "Overwrites", "Spelled", "Mixed", "Mysterious", "Gated", "Function
 def test_every_model_costs_what_torch_counts(name: str) -> None:
     with torch.device("meta"):  # nothing is computed: only shapes count
         model = fpgm.model(name)
+    size = ONE_SIZE.get(name, 32)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model.eval()(torch.zeros(1, *CIFAR, device="meta"))
-    assert counter.get_total_flops() == 2 * cost(model, CIFAR).macs
+        model.eval()(torch.zeros(1, 3, size, size, device="meta"))
+    assert counter.get_total_flops() == 2 * cost(model, (3, size, size)).macs
 
 
 @pytest.mark.parametrize("name", [*ZOO, *FAMILIES, "resnet20"])

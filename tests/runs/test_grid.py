@@ -171,7 +171,7 @@ def test_every_experiment_opens_with_its_command_and_its_cost(experiment: str) -
     assert re.search(rf"(?m)^# Cost: {count} runs?, .* (hours|minutes) on a GPU$", text)
 
 
-@pytest.mark.parametrize("arch", [18, 34, 50, 101])
+@pytest.mark.parametrize("arch", [18, 34, 50, 101, 152])
 def test_imagenet_recipes_are_the_papers(arch: int) -> None:
     config = asked(compose(f"experiment=imagenet_resnet{arch}", "dataset.root=DIR"))
     assert (config.arch, config.epochs, config.batch_size) == (f"resnet{arch}", 100, 256)

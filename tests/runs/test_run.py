@@ -87,6 +87,19 @@ def test_history_and_report_are_written_as_promised(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.part"))
 
 
+def test_report_is_json_that_others_can_read(tmp_path: Path) -> None:
+    def refused(word: str) -> None:
+        raise AssertionError(word)  # Python's own, which no other reader knows
+
+    config = {"epochs": 2, "criterion": {"name": "lp", "p": float("inf")}}
+    result = {"schema": 1, "config": config, "accuracy": {"compact_last": 90.0},
+              "compact": {"macs": 1}}  # fmt: skip
+    with Run(tmp_path, config) as run:
+        run.finish(result, "")
+    report = json.loads((tmp_path / "report.json").read_text(), parse_constant=refused)
+    assert report["config"] == {"epochs": 2, "criterion": {"name": "lp", "p": "inf"}}
+
+
 def test_report_of_a_newer_schema_is_not_misread(tmp_path: Path) -> None:
     with Run(tmp_path, CONFIG) as run:
         write_text(tmp_path / "report.json", '{"schema": 99}')
