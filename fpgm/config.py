@@ -84,8 +84,10 @@ class Optimizer(_Section):
 
 class Config(_Section):
     """One run. rate: share of each layer's filters to prune; macs_target: share of the dense
-    network's MACs, in place of rate; rates, widths, rounding, threshold, scope, scope_norm,
-    scope_cost, floor, align: see selection.rule.Rule; ignore, residual: see graph.groups;
+    network's MACs, in place of rate; latency_target: of its time on `target` with batches of
+    target_batch images; latency_table: times that were measured before (shipping.timetable);
+    rates, widths, rounding, threshold, scope, scope_norm, scope_cost, floor, align: see
+    selection.rule.Rule; ignore, residual: see graph.groups;
     schedule: the method that owns the selection; method: what else is done to the filters;
     pretrained: a run directory or a checkpoint to start from; tune: whether the compact
     network gets the form that is fastest on `target` with batches of target_batch images; compile:
@@ -99,6 +101,8 @@ class Config(_Section):
     optimizer: Optimizer
     rate: float = Field(ge=0, lt=1, examples=["0.4"])
     macs_target: float | None = Field(ge=0.001, le=1, examples=["0.5"])
+    latency_target: float | None = Field(ge=0.001, le=1, examples=["0.5"])
+    latency_table: str | None
     rates: dict[str, float] | None = Field(examples=["{layer1*: 0.3, conv1: 0}"])
     ignore: list[str] = Field(examples=["[conv1]"])
     widths: list[int] | dict[str, int] | None = Field(examples=["[16,32,64]"])
@@ -128,7 +132,8 @@ class Config(_Section):
 
     @property
     def prunes(self) -> bool:
-        return self.rate > 0 or self.macs_target is not None or self.by_hand
+        budget = self.macs_target is not None or self.latency_target is not None
+        return self.rate > 0 or budget or self.by_hand
 
     def as_dict(self) -> dict[str, Any]:
         """Nested plain values, as written to config.yaml."""
@@ -235,6 +240,15 @@ def _contradictions(config: Config) -> Iterator[str]:
     if config.macs_target is not None and (config.widths or config.threshold is not None):
         key = "widths" if config.widths else "threshold"
         yield f"macs_target={config.macs_target}: {key} says already how much goes; leave one out"
+    if config.latency_target is not None:
+        others = {"macs_target": config.macs_target is not None, "rates": bool(config.rates),
+                  "widths": bool(config.widths), "threshold": config.threshold is not None,
+                  "scope": config.scope != "layer"}  # fmt: skip
+        for key in (key for key, given in others.items() if given):
+            yield (
+                f"latency_target={config.latency_target}: {key} says already how much of a layer "
+                "goes; leave one out"
+            )
     if config.scope != "layer" and config.macs_target is None and over:
         yield (
             f"rate={config.rate}: scope={config.scope} floor={config.floor} leaves at most "

@@ -2,9 +2,9 @@
 
     python scripts/published_macs.py          # Markdown, seconds, nothing is trained
 
-"closed form" takes the rates as they are printed, fractional channels included; "compact" counts the
-network that fpgm would ship for them, filters drawn at random. Published figures that neither gives
-are explained below the table.
+"closed form" takes the rates as they are printed, fractional channels included; "compact" counts
+the network that fpgm would ship for them, filters drawn at random. Published figures that neither
+gives are explained below the table.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ from fpgm.selection.select import highest, score
 
 CIFAR, IMAGENET = (3, 32, 32), (3, 224, 224)
 EXPLAINED = """\
-- ResNet-50, 42.2 and 53.5: with the stride of a stage in its first 1x1 convolution, as He et al. have
-  it (3.86 G MACs). torchvision's has it in the 3x3 (4.09 G), which is what users prune: 41.5 and 52.8.
-- ResNet-50 of SFP, 41.8: the same network, and the first block counted as if it read the whole stem.
+- ResNet-50, 42.2 and 53.5: with the stride of a stage in its first 1x1 convolution, as He et al.
+  have it (3.86 G MACs). torchvision's has it in the 3x3 (4.09 G), which is what users prune: 41.5
+  and 52.8.
+- ResNet-50 of SFP, 41.8: the same network, its first block counted as if it read the whole stem.
 - ResNet-18, 41.8: the same two ways of counting give 41.7 and 40.4 here; no count was found that
   gives 41.8.
 - ResNet-101, 42.2: not by the authors' own formula (44.1); the 42.2 is ResNet-50's.
@@ -157,10 +158,10 @@ def table(rows: Sequence[Row] = ROWS) -> Iterator[str]:
     yield "|---|---|---|---:|---:|---:|"
     for row in rows:
         formula, compact = reductions(row)
-        printed = f"−{row.published}" if row.published else "widths only"
+        printed = f"-{row.published}" if row.published else "widths only"
         yield (
-            f"| {row.paper} | {row.network} | {row.what} | {printed} | −{formula:.2f} "
-            f"| −{compact:.2f} |"
+            f"| {row.paper} | {row.network} | {row.what} | {printed} | -{formula:.2f} "
+            f"| -{compact:.2f} |"
         )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fpgm.criteria import CRITERIA
 from fpgm.errors import Error
 from fpgm.selection.ranking import ascending
-from fpgm.selection.select import Rule
+from fpgm.selection.rule import Rule
 from fpgm.study.agreement import Array
 from fpgm.study.scores import convolutions, live_layers
 

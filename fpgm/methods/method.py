@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fpgm.config import checked
 from fpgm.graph.groups import Prunable
 from fpgm.machine.ranks import Ranks
+from fpgm.methods.latency import Latency
 from fpgm.selection.rule import Rule
 
 Batches = Iterator[tuple[Tensor, Tensor]]  # (B, C, H, W) normalised images and (B,) labels
@@ -32,16 +33,19 @@ class Trained:
 @dataclass(frozen=True)
 class Goal:
     """How much is to go: rate, a share of each layer's filters, or macs_target, a share of the
-    dense network's MACs; residual: what is decided together (see graph.groups)."""
+    dense network's MACs, or latency, of its time; residual: what is decided together (see
+    graph.groups)."""
 
     rule: Rule
     rate: float
     macs_target: float | None = None
     residual: str = "independent"
+    latency: Latency | None = None
 
     @property
     def prunes(self) -> bool:
-        return self.rule.prunes(self.rate) or self.macs_target is not None
+        budget = self.macs_target is not None or self.latency is not None
+        return budget or self.rule.prunes(self.rate)
 
 
 class Task(Protocol):
@@ -145,6 +149,7 @@ class Schedule(Method):
 
     keep: dict[str, Tensor]
     scores: Mapping[str, Tensor] = {}
+    latency: Mapping[str, Any] = {}  # what the clock said of the widths, where it chose them
 
     def full_rate(self) -> float:
         """The rate that the run comes to."""

@@ -21,11 +21,14 @@ from fpgm.graph.cost import cost
 from fpgm.graph.trace import trace
 from fpgm.graph.worth import Worth, worths
 from fpgm.machine.ranks import check_agreement, from_first
+from fpgm.methods.latency import Latency, find
 from fpgm.methods.method import Goal, Schedule, Task
 from fpgm.methods.watch import Watch
 from fpgm.selection.budget import LARGEST, rate_nearest, rate_under
+from fpgm.selection.ranking import group_scores
 from fpgm.selection.select import all_tied, highest, score
 from fpgm.selection.zero import pruned, zero_
+from fpgm.shipping.widths import Found, counts
 
 Interval = Annotated[int, Field(ge=1, examples=["1"])]
 Settle = Annotated[float, Field(ge=0, le=1, examples=["0.6"])]
@@ -63,6 +66,7 @@ class Zeroing(Schedule):
         self.interval, self.zero_at_start, self.settle = interval, zero_at_start, settle
         self._reset_momentum, self._recalibrate = reset_momentum, recalibrate
         self.rate: float | None = None
+        self.widths: dict[str, int] = {}  # by layer, where a budget of time has set them
         self.scores: Scores = {}
         self._groups = task.prunable.groups
         self._evidence: Evidence | None = None  # of the weights as they stand, once gathered
@@ -142,11 +146,13 @@ class Zeroing(Schedule):
             update_bn((images for images, _ in self.task.batches(self._recalibrate)), self._model)
 
     def state(self) -> dict[str, Any]:
-        return {"keep": self.keep, "rate": self.rate, "scores": self.scores}
+        found = {"widths": self.widths, "latency": dict(self.latency)}
+        return {"keep": self.keep, "rate": self.rate, "scores": self.scores, **found}
 
     def resume(self, state: Mapping[str, Any]) -> None:
         self.use(state["keep"])
         self.rate, self.scores = state["rate"], dict(state["scores"])
+        self.widths, self.latency = dict(state["widths"]), dict(state["latency"])
 
     # The selection.
 
@@ -187,7 +193,7 @@ class Zeroing(Schedule):
     def _found_rate(self) -> float:
         goal, image = self.task.goal, self.task.image_shape
         given = goal.rule.align == 1 or goal.rate == 0 or goal.rule.by_hand
-        if goal.macs_target is None and given:
+        if goal.macs_target is None and (given or goal.latency is not None):
             return goal.rate
         # On the CPU: the analysis looks at every small result.
         graph = trace(copy.deepcopy(self._model).cpu())
@@ -214,6 +220,8 @@ class Zeroing(Schedule):
         """The filters to keep at a share of `rate` by the current weights, and the scores that say
         so."""
         rule, groups = replace(self.task.goal.rule, align=align, share=share), self._groups
+        if self.task.goal.latency is not None:
+            rule = replace(rule, widths=self._timed_widths(self.task.goal.latency))
         if not rule.prunes(rate):
             return self._everything(), {}
         if self._evidence is None:
@@ -227,6 +235,26 @@ class Zeroing(Schedule):
             graph = trace(copy.deepcopy(self._model).cpu())
             self._worth = worths(graph, groups, cost(graph.module, self.task.image_shape))
         return highest(scores, rule, rate, groups, self._worth), scores
+
+    def _timed_widths(self, latency: Latency) -> dict[str, int]:
+        """By layer, found when they are first asked for, by the first rank: others are no slower.
+        Raises BudgetError, ShippingError."""
+        if self.widths:
+            return self.widths
+        if self._evidence is None:
+            self._evidence = self._gathered()
+        found: Found | None = None
+        if self.task.ranks.first:
+            rule = self.task.goal.rule
+            scores = score(self._model, rule, 0.0, self._groups, self._evidence)
+            by_group = [group_scores(group, scores).cpu() for group in self._groups]
+            found = find(
+                self._model, self._groups, by_group, latency, rule.align, rule.floor, self.task.warn
+            )
+        found = from_first(found, self.task.ranks)
+        assert found is not None
+        self.widths, self.latency = counts(self._groups, found.groups), found.summary()
+        return self.widths
 
     def _everything(self) -> Keep:
         weights = {

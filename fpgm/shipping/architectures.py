@@ -21,7 +21,7 @@ from torch import nn
 from fpgm.compaction.compact import compact
 from fpgm.errors import Error, ShippingError, first_line
 from fpgm.graph.cost import cost, paper_reduction
-from fpgm.graph.groups import RESIDUAL
+from fpgm.graph.groups import RESIDUAL, prunable
 from fpgm.graph.trace import trace
 from fpgm.networks import models
 from fpgm.selection.select import select
@@ -128,7 +128,9 @@ def pair(request: Request, seed: int = 0) -> Pair:
     closed_form = None
     if (request.residual, request.align) == (RESIDUAL[0], 1):
         layers = {layer.name: layer.macs for layer in before.layers}
-        closed_form = paper_reduction(trace(dense), layers, request.rate)
+        graph = trace(dense)
+        rates = dict.fromkeys(prunable(graph).layers, request.rate)
+        closed_form = paper_reduction(graph, layers, rates)
     return Pair(request, dense, small, (before.macs, after.macs), closed_form)
 
 

@@ -33,7 +33,9 @@ def knapsack(
     if room < 0:
         return None
     # Room that nobody can use is no room, and what is left is counted in whole cells.
-    room = min(room, sum(round(max(row)) - round(low) for row, low in zip(costs, least, strict=True)))
+    room = min(
+        room, sum(round(max(row)) - round(low) for row, low in zip(costs, least, strict=True))
+    )
     unit = max(1, -(-room // CELLS))
     cells = room // unit
     best = np.zeros(cells + 1)

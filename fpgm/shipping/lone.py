@@ -16,7 +16,7 @@ from torch import nn
 from fpgm.shipping.runtimes import Runner, hints, session
 
 OPSET = 18
-# (convolution, pixels of its input, batch, threads) -> what runs it once, whatever it is called with
+# (convolution, pixels of its input, batch, threads) -> what runs it, whatever it is called with
 Maker = Callable[[nn.Conv2d, tuple[int, int], int, int], Runner]
 
 

@@ -23,6 +23,7 @@ from fpgm.shipping.folding import fold
 Image = tuple[int, int, int]
 Runner = Callable[[Tensor], object]
 
+
 @dataclass(frozen=True)
 class Target:
     """What the network is for. runtime: a name in runtimes.RUNTIMES; image: (C, H, W)."""

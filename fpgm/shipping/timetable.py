@@ -98,7 +98,9 @@ def read(path: Path, target: Target) -> tuple[TimeTable, str | None]:
             there, ms = dict(content["machine"]), dict(content["ms"])
         except (ValueError, KeyError, TypeError):
             return TimeTable(machine), f"{path}: no table of times; it is measured again"
-        differing = [f"{k} {there.get(k)}, here {v}" for k, v in machine.items() if there.get(k) != v]
+        differing = [
+            f"{k} {there.get(k)}, here {v}" for k, v in machine.items() if there.get(k) != v
+        ]
         if differing:
             return TimeTable(machine), (
                 f"{path}: was measured elsewhere ({'; '.join(differing)}); it is measured again"
@@ -179,8 +181,7 @@ def measure(
             continue
         try:
             runners = [
-                make(kind.layer(i, o), kind.image, target.batch, target.threads)
-                for i, o in pairs
+                make(kind.layer(i, o), kind.image, target.batch, target.threads) for i, o in pairs
             ]
             seconds = side_by_side(runners, torch.empty(0), SECONDS)
         except Exception as error:  # every runtime has its own kinds

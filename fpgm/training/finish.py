@@ -17,6 +17,7 @@ from fpgm.runs import checkpoint
 from fpgm.runs.run import Run
 from fpgm.selection.ranking import at_floor
 from fpgm.shipping import tuning
+from fpgm.shipping.runtimes import Target
 from fpgm.training import result
 from fpgm.training.evaluate import accuracy, logits
 from fpgm.training.task import Task
@@ -115,9 +116,7 @@ def tune_for(task: Task) -> tuple[tuning.Tuned | None, list[str]]:
     A trained network is not lost because it could not be timed: it is shipped as cut.
     """
     c = task.config
-    runtime = tuning.Target(
-        c.target, task.images.image_shape, c.target_batch, torch.get_num_threads()
-    )
+    runtime = Target(c.target, task.images.image_shape, c.target_batch, torch.get_num_threads())
     model = copy.deepcopy(task.full.network).cpu()
     try:
         return tuning.tune_apart(model, task.schedule.keep, runtime, task.prunable.groups), []

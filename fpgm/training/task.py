@@ -27,10 +27,11 @@ from fpgm.machine.device import choose_device, choose_precision, keep_freed_memo
 from fpgm.machine.ranks import ALONE, Ranks, check_batch, from_first, spread
 from fpgm.methods import Goal, Method, Schedule, Trained
 from fpgm.methods.compacted import CompactTraining
+from fpgm.methods.latency import Latency
 from fpgm.networks import models
 from fpgm.runs import checkpoint
 from fpgm.selection.rule import Rule
-from fpgm.shipping.runtimes import require
+from fpgm.shipping.runtimes import Target, require
 
 log = logging.getLogger("fpgm")
 
@@ -184,6 +185,11 @@ def _rule_problems(config: Config) -> Iterator[str]:
     except Error as error:
         yield from str(error).splitlines()
         return
+    if criterion.places and config.latency_target is not None:
+        yield (
+            f"latency_target={config.latency_target}: criterion={name} is an order of pruning and "
+            "says not what a filter is worth; criterion=gm"
+        )
     if criterion.reads_images and batches is None:
         yield f"criterion.batches=null: criterion={name} looks at images, criterion.batches=10"
     if not criterion.reads_images and batches is not None:
@@ -211,7 +217,7 @@ def prepare(
     images: in place of the data set that the configuration names. Raises Error; nothing is written.
     """
     keep_freed_memory()
-    if config.tune:
+    if config.tune or config.latency_target is not None:
         require(config.target)
     check_batch(config.batch_size, ranks)
     state, problem = from_first(checkpoint.restore_epoch(directory) if ranks.first else None, ranks)
@@ -228,6 +234,8 @@ def prepare(
     goal = goal_of(config)
     filters = {name: graph.filters(name) for name in groups.layers}
     goal = replace(goal, rule=goal.rule.for_network(filters, groups.kept_full))
+    if config.latency_target is not None:
+        goal = replace(goal, latency=_latency(config, directory, images.image_shape))
     task = Task(config, directory, images, arch, full, goal, groups, precision, ranks)
     task.problem = problem
     task.methods = _methods(config, task)
@@ -240,6 +248,18 @@ def prepare(
         for method in task.methods:
             method.start()
     return task
+
+
+def _latency(config: Config, directory: Path, image: tuple[int, int, int]) -> Latency:
+    """What latency_target asks for. Raises CheckpointError where its table is not there."""
+    assert config.latency_target is not None
+    given = Path(config.latency_table).expanduser() if config.latency_table else None
+    if given is not None and not given.exists():
+        raise CheckpointError(
+            f"latency_table={config.latency_table}: no such file; without it times are measured"
+        )
+    target = Target(config.target, image, config.target_batch, torch.get_num_threads())
+    return Latency(config.latency_target, target, directory, given)
 
 
 def _images(config: Config, ranks: Ranks) -> Images:

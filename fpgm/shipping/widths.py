@@ -1,0 +1,375 @@
+"""Widths that bring a network to a share of its time, measured on the machine that it is for.
+
+Times of lone layers (timetable) say what each width costs, a knapsack chooses among them, and the
+whole network, built and timed, says how far off that was: adds, reorders and constants at the
+borders are in no table. So the prediction is scaled by what was measured, and the choice is made
+again until the network takes the time it is to take.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import get_context
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from fpgm.compaction.compact import compact
+from fpgm.compaction.constants import Keep
+from fpgm.errors import BudgetError, ShippingError
+from fpgm.graph import operations as ops
+from fpgm.graph.flow import Algebra, follow
+from fpgm.graph.groups import Group
+from fpgm.graph.trace import ChannelGraph, trace
+from fpgm.networks.modes import evaluating
+from fpgm.selection.ranking import ascending, least_kept
+from fpgm.shipping.knapsack import Times, Widths, widths_within
+from fpgm.shipping.latency import side_by_side
+from fpgm.shipping.runtimes import RUNTIMES, Target
+from fpgm.shipping.timetable import Kind, Surface, TimeTable, kinds, levels, measure
+
+TOLERANCE = 0.05  # of the target
+ROUNDS = 6  # networks built and timed
+Reads = tuple[float, tuple[tuple[int, float], ...]]  # fixed channels, and (group, channels each)
+
+
+@dataclass(frozen=True)
+class Found:
+    """groups: kept channels of each; all times in milliseconds; predicted: by the table as it was
+    scaled before this network was timed; free: layer -> how many of its kept filters cost none."""
+
+    groups: tuple[int, ...]
+    dense: float
+    predicted: float
+    measured: float
+    rounds: list[dict[str, float]]
+    free: dict[str, int]
+
+    @property
+    def share(self) -> float:
+        """Of the dense network's time."""
+        return self.measured / self.dense
+
+    def summary(self) -> dict[str, Any]:
+        """Plain values, for checkpoints and reports."""
+        return {
+            "dense_ms": self.dense, "predicted_ms": self.predicted, "measured_ms": self.measured,
+            "rounds": self.rounds, "free": self.free,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """share: of the dense network's time; align: widths are multiples of it; floor: share of each
+    group's channels that stays."""
+
+    share: float
+    target: Target
+    align: int
+    floor: float
+
+
+def found_apart(
+    model: nn.Module,
+    groups: Sequence[Group],
+    scores: Sequence[Tensor],
+    wanted: Wanted,
+    table: TimeTable,
+) -> tuple[Found, TimeTable]:
+    """`found` in a process of its own where the runtime may crash; see shipping.tuning. Returns the
+    table with what was measured. Raises BudgetError, ShippingError."""
+    if wanted.target.runtime == "torch":
+        return found(model, groups, scores, wanted, table), table
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        try:
+            return pool.submit(_with_table, model, groups, scores, wanted, table).result()
+        except BrokenProcessPool as error:
+            raise ShippingError(
+                f"target={wanted.target.runtime}: it crashed while it was timed"
+            ) from error
+
+
+def both_apart(model: nn.Module, keep: Keep, ballast: Keep, target: Target) -> tuple[float, float]:
+    """Milliseconds of a network at full width and of its compact one, in turn; where the runtime
+    may crash, in a process of its own. Raises ShippingError."""
+    if target.runtime == "torch":
+        return _both(model, keep, ballast, target)
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        try:
+            return pool.submit(_both, model, keep, ballast, target).result()
+        except BrokenProcessPool as error:
+            raise ShippingError(
+                f"target={target.runtime}: it crashed while it was timed"
+            ) from error
+
+
+def _both(model: nn.Module, keep: Keep, ballast: Keep, target: Target) -> tuple[float, float]:
+    everything = {name: torch.arange(len(w)) for name, w in _weights(model, keep)}
+    networks = compact(model, everything), compact(model, keep, ballast)
+    make = RUNTIMES[target.runtime]
+    runners = [make(network, target.image, target.threads) for network in networks]
+    seconds = side_by_side(runners, torch.randn(target.batch, *target.image))
+    full, small = (1e3 * statistics.median(times) for times in seconds)
+    return full, small
+
+
+def _weights(model: nn.Module, keep: Keep) -> Iterator[tuple[str, Tensor]]:
+    for name in keep:
+        weight = model.get_submodule(name).weight
+        assert isinstance(weight, Tensor)
+        yield name, weight
+
+
+def _with_table(*given: Any) -> tuple[Found, TimeTable]:
+    torch.set_num_threads(given[3].target.threads)
+    return found(*given), given[4]
+
+
+def found(
+    model: nn.Module,
+    groups: Sequence[Group],
+    scores: Sequence[Tensor],
+    wanted: Wanted,
+    table: TimeTable,
+) -> Found:
+    """Widths for each group at which the compact network takes `wanted.share` of the dense one's
+    time. scores: (n,) for each group, not negative, larger is worth more.
+
+    What is worth most: the largest product, over the layers, of the share of its scores that a
+    layer keeps, so that none is starved for the others (ours; HALP adds scores up). Nothing of the
+    model is changed. Raises BudgetError that names what can be reached, ShippingError.
+    """
+    with evaluating(model):
+        graph = trace(model)
+        target, share = wanted.target, wanted.share
+        options = [_options(group, wanted) for group in groups]
+        values = [_values(g, s, row) for g, s, row in zip(groups, scores, options, strict=True)]
+        times = predicted(graph, groups, options, wanted, table)
+        full, least = tuple(row[-1] for row in options), tuple(row[0] for row in options)
+        clock = _Clock(model, groups, scores, target, table)
+        dense = clock(full)
+        scale, rounds = dense / times(full), []
+        best: tuple[float, Widths, float, float] | None = None
+        for _ in range(ROUNDS):
+            try:
+                widths = widths_within(share * dense / scale, options, values, times)
+            except BudgetError:
+                widths = least  # the clock has the last word
+            guess = scale * times(widths)
+            measured = clock(widths)
+            rounds.append({"predicted_ms": guess, "measured_ms": measured})
+            off = abs(measured / dense / share - 1)
+            if best is None or off < best[0]:
+                best = (off, widths, guess, measured)
+            if off <= TOLERANCE or (widths == least and measured > share * dense):
+                break
+            scale = measured / times(widths)
+        assert best is not None
+        off, widths, guess, measured = best
+        if off > TOLERANCE and widths == least:
+            reached = math.ceil(1e3 * measured / dense) / 1e3
+            raise BudgetError(
+                f"latency_target={share:g}: the narrowest network takes {measured:.3f} of "
+                f"{dense:.3f} ms in {target.runtime}; the least is latency_target={reached:g}"
+            )
+    free = _free(groups, options, widths, times)
+    return Found(widths, dense, guess, measured, rounds, free)
+
+
+def _options(group: Group, wanted: Wanted) -> list[int]:
+    """The widths that a group may have, rising: multiples of align, from the floor on, or all."""
+    filters, align = len(group), wanted.align
+    low = max(least_kept(filters, wanted.floor), align)
+    step = align * max(1, filters // (32 * align))
+    first = -(-low // step) * step
+    return sorted({*range(first, filters, step), filters})
+
+
+def _values(group: Group, scores: Tensor, options: Sequence[int]) -> list[float]:
+    """What each width is worth: a group counts once for each layer that it decides."""
+    ordered = scores.double().cpu()[ascending(scores).cpu()].flip(0).clamp(min=0)
+    kept = ordered.cumsum(0) / ordered.sum().clamp(min=1e-30)
+    shares = [max(float(kept[width - 1]), 1e-9) for width in options]
+    # Where scores say nothing, as those of filters that are all zero, a wider layer is worth more.
+    return [
+        len(group.members) * (math.log(share) + 1e-9 * width)
+        for share, width in zip(shares, options, strict=True)
+    ]
+
+
+def predicted(
+    graph: ChannelGraph,
+    groups: Sequence[Group],
+    options: Sequence[Sequence[int]],
+    wanted: Wanted,
+    table: TimeTable,
+) -> Times:
+    """The sum of all layers' times, microseconds, as a function of the groups' widths."""
+    reads = channels(graph, groups)
+    kind = kinds(graph, wanted.target.image)
+    asked: dict[Kind, tuple[set[int], set[int]]] = {}
+    for name, (inputs, outputs) in reads.items():
+        sides = asked.setdefault(kind[name], (set(), set()))
+        for side, (fixed, of_groups) in zip(sides, (inputs, outputs), strict=True):
+            total = round(fixed + sum(each * len(groups[g]) for g, each in of_groups))
+            side |= set(levels(total, wanted.align)) if of_groups else {total}
+            # As narrow as it may get, so that nothing is guessed beyond what was timed.
+            side.add(round(fixed + sum(each * options[g][0] for g, each in of_groups)) or 1)
+    measure(table, asked, wanted.target)
+    surfaces = {k: Surface(k, sorted(i), sorted(o), table) for k, (i, o) in asked.items()}
+    layers = [(surfaces[kind[name]], *sides) for name, sides in reads.items()]
+    memory: dict[tuple[int, float, float], float] = {}
+
+    def width(side: Reads, widths: Widths) -> float:
+        return side[0] + sum(each * widths[g] for g, each in side[1])
+
+    def times(widths: Widths) -> float:
+        total = 0.0
+        for surface, inputs, outputs in layers:
+            key = (id(surface), width(inputs, widths), width(outputs, widths))
+            if key not in memory:
+                memory[key] = surface(*key[1:])
+            total += memory[key]
+        return total
+
+    return times
+
+
+def channels(graph: ChannelGraph, groups: Sequence[Group]) -> dict[str, tuple[Reads, Reads]]:
+    """Convolution -> the channels that it reads and writes, by the groups that decide about them.
+
+    Channels of a stream that several groups write (residual=independent) count as always there.
+    """
+    owner = {
+        (name, int(index)): number
+        for number, group in enumerate(groups)
+        for name, filters in group.members
+        for index in filters
+    }
+    flow = follow(graph, _Owners(graph, owner))
+    found: dict[str, tuple[Reads, Reads]] = {}
+    for node, name in graph.convolutions():
+        conv = graph.called(node)
+        assert isinstance(conv, nn.Conv2d)
+        read = flow.read[node][node.all_input_nodes[0]]
+        read = [None] * conv.in_channels if read is None else read
+        written = [owner.get((name, index)) for index in range(graph.filters(name))]
+        found[name] = (_counted(read), _counted(written))
+    return found
+
+
+def _counted(owners: Sequence[int | None]) -> Reads:
+    """(fixed, by group): a group's channels may be read by a layer each once or more often."""
+    sizes: dict[int, int] = {}
+    for number in owners:
+        if number is not None and number >= 0:
+            sizes[number] = sizes.get(number, 0) + 1
+    fixed = sum(number is None for number in owners)
+    return float(fixed), tuple((number, float(count)) for number, count in sizes.items())
+
+
+NEVER = -1  # a channel of zeros from the start: a compact network has none of these
+
+
+class _Owners(Algebra[list[int | None]]):
+    """The group that decides about each channel, None where none does alone."""
+
+    def __init__(self, graph: ChannelGraph, owner: Mapping[tuple[str, int], int]) -> None:
+        self._graph, self._owner = graph, owner
+
+    def written(self, node: fx.Node, read: list[int | None] | None) -> list[int | None]:
+        name = str(node.target)
+        return [self._owner.get((name, index)) for index in range(self._graph.filters(name))]
+
+    def joined(self, node: fx.Node, parts: Sequence[list[int | None]]) -> list[int | None]:
+        return [number for part in parts for number in part]
+
+    def padded(
+        self, node: fx.Node, source: list[int | None], front: int, back: int
+    ) -> list[int | None]:
+        return [NEVER] * front + source + [NEVER] * back
+
+    def met(
+        self, node: fx.Node, a: list[int | None], b: list[int | None]
+    ) -> list[int | None] | None:
+        if len(a) != len(b):
+            return None
+        if self._graph.kinds[node] == ops.MUL:
+            return a
+        pairs = zip(a, b, strict=True)
+        return [x if x == y or y == NEVER else y if x == NEVER else None for x, y in pairs]
+
+
+class _Clock:
+    """Milliseconds of the whole compact network by widths, from the table where it is there."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        groups: Sequence[Group],
+        scores: Sequence[Tensor],
+        target: Target,
+        table: TimeTable,
+    ) -> None:
+        self._model, self._groups, self._target, self._table = model, groups, target, table
+        self._order = [ascending(values).cpu() for values in scores]
+        parts = [f"{n}:{len(g)}" for g in groups for n, _ in g.members]
+        weights = sum(float(p.detach().double().abs().sum()) for p in model.parameters())
+        self._name = f"{type(model).__name__} {' '.join(parts)} {weights!r} {target.image}"
+
+    def __call__(self, widths: Widths) -> float:
+        key = hashlib.sha256(f"{self._name} {widths}".encode()).hexdigest()[:16]
+        if f"network {key}" not in self._table.ms:
+            dense_now, now = _both(self._model, self.keep(widths), {}, self._target)
+            # The machine may be slower now than when the dense network was timed.
+            dense = self._table.ms.setdefault(self._dense, dense_now)
+            self._table.ms[f"network {key}"] = now * dense / dense_now
+        return self._table.ms[f"network {key}"]
+
+    @property
+    def _dense(self) -> str:
+        return f"network {hashlib.sha256(self._name.encode()).hexdigest()[:16]} dense"
+
+    def keep(self, widths: Widths) -> dict[str, Tensor]:
+        """The filters of highest score, so many of each group."""
+        kept: dict[str, list[Tensor]] = {}
+        for group, order, width in zip(self._groups, self._order, widths, strict=True):
+            for name, filters in group.members:
+                kept.setdefault(name, []).append(filters[order[len(order) - width :]])
+        return {name: torch.cat(parts).sort().values for name, parts in kept.items()}
+
+
+def _free(
+    groups: Sequence[Group],
+    options: Sequence[Sequence[int]],
+    widths: Widths,
+    times: Times,
+) -> dict[str, int]:
+    """Layer -> how many of its kept filters could go without any time saved, where there are."""
+    found: dict[str, int] = {}
+    now = times(widths)
+    for index, (group, row) in enumerate(zip(groups, options, strict=True)):
+        narrower = [w for w in row if w < widths[index]]
+        cheap = [
+            w for w in narrower
+            if times((*widths[:index], w, *widths[index + 1 :])) >= now * (1 - 1e-9)
+        ]  # fmt: skip
+        if cheap:
+            found[group.members[0][0]] = widths[index] - min(cheap)
+    return found
+
+
+def counts(groups: Sequence[Group], widths: Sequence[int]) -> dict[str, int]:
+    """Layer -> kept filters, of kept channels by group."""
+    total: dict[str, int] = {}
+    for group, width in zip(groups, widths, strict=True):
+        for name, _ in group.members:
+            total[name] = total.get(name, 0) + width
+    return total
