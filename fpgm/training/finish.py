@@ -54,6 +54,7 @@ def finish(task: Task, run: Run) -> dict[str, Any]:
         config=c.as_dict(),
         environment=environment(task.device, task.precision),
         history=task.history,
+        opening=(task.opening.given, task.opening.zeroed),
         costs=(dense, compacted),
         sizes=sizes,
         paper_macs=paper_reduction(trace(model), macs, c.rate) if as_paper else None,

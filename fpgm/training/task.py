@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,9 +30,20 @@ from fpgm.methods.compacted import CompactTraining
 from fpgm.networks import models
 from fpgm.runs import checkpoint
 from fpgm.selection.select import Rule
+from fpgm.selection.zero import pruned
 from fpgm.shipping.runtimes import require
+from fpgm.training.evaluate import accuracy, logits
 
 log = logging.getLogger("fpgm")
+
+
+@dataclass(frozen=True)
+class Opening:
+    """Accuracies of a trained network before training, in percent, None where not measured. given:
+    as it was handed over; zeroed: right after the first zeroing."""
+
+    given: float | None = None
+    zeroed: float | None = None
 
 
 @dataclass
@@ -42,7 +53,8 @@ class Task:
     arch: the arguments of models.model that give this network; full: the network at full width and
     its optimizer; trained: what is stepped, the same or what a method has put in its place;
     methods: in the order in which they act, the schedule among them; history: a row for each epoch
-    done; problem: what was wrong with the checkpoint that it goes on from.
+    done; opening: accuracies of a trained network before training; problem: what was wrong with the
+    checkpoint that it goes on from.
     """
 
     config: Config
@@ -56,6 +68,7 @@ class Task:
     ranks: Ranks
     methods: list[Method] = field(default_factory=list, init=False)
     history: list[dict[str, Any]] = field(default_factory=list, init=False)
+    opening: Opening = field(default_factory=Opening, init=False)
     problem: str | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -129,6 +142,7 @@ class Task:
             "optimizer": self.full.optimizer.state_dict(),
             "methods": [method.state() for method in self.methods],
             "history": self.history,
+            "opening": asdict(self.opening),
         }
 
     def resume(self, state: Mapping[str, Any]) -> None:
@@ -138,6 +152,7 @@ class Task:
         for method, before in zip(self.methods, state["methods"], strict=True):
             method.resume(before)
         self.history = list(state["history"])
+        self.opening = Opening(**state.get("opening", {}))
 
 
 def asked(values: Mapping[str, Any]) -> Config:
@@ -231,9 +246,33 @@ def prepare(
     if state is not None:
         task.resume(state)
     else:
-        for method in task.methods:
-            method.start()
+        start(task)
     return task
+
+
+def start(task: Task) -> None:
+    """The methods' first moment, and what it costs a trained network: measured here once, in
+    float32, as no later moment of the run can say it."""
+    model, given = task.full.network, None
+    if task.epochs == 0:
+        given = _accuracy(task)
+    for method in task.methods:
+        method.start()
+    zeroed = None
+    if not task.from_scratch and any(
+        mask.any() for mask in pruned(model, task.schedule.keep).values()
+    ):
+        zeroed = _accuracy(task)
+    task.opening = Opening(given, zeroed)
+
+
+def _accuracy(task: Task) -> float:
+    """Of the network at full width as it stands, on the test images, in percent."""
+    network = task.full.network
+    training = network.training
+    value = accuracy(*logits(network, task.images, ranks=task.ranks))
+    network.train(training)
+    return value
 
 
 def _images(config: Config, ranks: Ranks) -> Images:
