@@ -10,12 +10,14 @@ import importlib
 import types
 import typing
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
+import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
-from fpgm.errors import Error
+from fpgm.errors import Error, first_line
 from fpgm.keys import suggestion
 
 
@@ -40,6 +42,7 @@ class Dataset(_Section):
     """name: what to read; root: where it lies or goes; image_size: pixels (image_folder, imagenet);
     pad, flip: the training augmentation, zeros added on each side before the crop, mirroring; mean,
     std: of each channel, of pixels in 0..1 or 0..255, null: measured (imagenet: published);
+    validation: share of the training images that is held out, the same ones for every seed;
     imagenet only: workers, processes that decode, null for one a core, and on_error, what to do
     with an image that cannot be read."""
 
@@ -50,6 +53,7 @@ class Dataset(_Section):
     flip: bool
     mean: list[float] | None = None
     std: list[float] | None = None
+    validation: float = Field(0.0, ge=0, le=0.9, examples=["0.1"])
     workers: int | None = Field(ge=0, le=1024, examples=["8"])
     on_error: Literal["stop", "skip"]
 
@@ -80,9 +84,8 @@ class Optimizer(_Section):
 
 class Config(_Section):
     """One run. rate: share of each layer's filters to prune; macs_target: share of the dense
-    network's MACs, in place of rate; residual: see graph.groups; align: kept counts are multiples
-    of it; scope: the same rate in each layer, or one ranking over the network, by scores normalised
-    as scope_norm says (selection.ranking) and with the share `floor` of each layer left alone;
+    network's MACs, in place of rate; rates, widths, rounding, threshold, scope, scope_norm,
+    scope_cost, floor, align: see selection.rule.Rule; ignore, residual: see graph.groups;
     schedule: the method that owns the selection; method: what else is done to the filters;
     epochs: 0 prunes a trained network and trains nothing;
     pretrained: a run directory or a checkpoint to start from; tune: whether the compact
@@ -97,10 +100,16 @@ class Config(_Section):
     optimizer: Optimizer
     rate: float = Field(ge=0, lt=1, examples=["0.4"])
     macs_target: float | None = Field(ge=0.001, le=1, examples=["0.5"])
+    rates: dict[str, float] | None = Field(examples=["{layer1*: 0.3, conv1: 0}"])
+    ignore: list[str] = Field(examples=["[conv1]"])
+    widths: list[int] | dict[str, int] | None = Field(examples=["[16,32,64]"])
+    rounding: Literal["pruned", "kept"]
+    threshold: float | None = Field(examples=["0.5"])
     residual: Literal["independent", "shared", "inner"]
     align: int = Field(ge=1, le=1024, examples=["8"])
-    scope: Literal["layer", "global"]
+    scope: Literal["layer", "global", "isomorphic"]
     scope_norm: Literal["none", "mean", "l2", "rank"]
+    scope_cost: Literal["none", "macs", "memory"]
     floor: float = Field(ge=0, lt=1, examples=["0.1"])
     epochs: int = Field(ge=0, examples=["200"])
     batch_size: int = Field(ge=1, examples=["128"])
@@ -114,8 +123,13 @@ class Config(_Section):
     target_batch: int = Field(ge=1, examples=["1"])
 
     @property
+    def by_hand(self) -> bool:
+        """Whether something else than one rate says how much of each layer goes."""
+        return bool(self.rates or self.widths) or self.threshold is not None
+
+    @property
     def prunes(self) -> bool:
-        return self.rate > 0 or self.macs_target is not None
+        return self.rate > 0 or self.macs_target is not None or self.by_hand
 
     def as_dict(self) -> dict[str, Any]:
         """Nested plain values, as written to config.yaml."""
@@ -132,6 +146,30 @@ def read(values: Mapping[str, Any]) -> tuple[Config | None, list[str]]:
     except ValidationError as error:
         return None, _lines(Config, error, values, "")
     return config, list(_contradictions(config))
+
+
+def with_tables(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with the table that a file holds in place of the file's name: rates=FILE.
+
+    Raises Error where it cannot be read, or is of another network.
+    """
+    given = values.get("rates")
+    if not isinstance(given, str):
+        return dict(values)
+    path = Path(given).expanduser()
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise Error(
+            f"rates={given}: cannot be read ({first_line(error)}); a table is written as "
+            "'rates={PATTERN: RATE}', a file of one by fpgm-sensitivity"
+        ) from error
+    if not isinstance(content, dict) or not isinstance(content.get("rates"), dict):
+        raise Error(f"rates={given}: has no table under `rates:`, as in 'rates: {{conv1: 0.3}}'")
+    for key in ("arch", "residual"):
+        if key in content and content[key] != values.get(key):
+            raise Error(f"rates={given}: is for {key}={content[key]}, not {key}={values.get(key)}")
+    return {**values, "rates": content["rates"]}
 
 
 def checked(
@@ -197,9 +235,12 @@ def _contradictions(config: Config) -> Iterator[str]:
     if config.epochs == 0 and config.pretrained is None:
         yield "epochs=0: nothing is trained; name a trained network with pretrained=RUN_DIR"
     over = config.rate > 1 - config.floor + 1e-9
-    if config.scope == "global" and config.macs_target is None and over:
+    if config.macs_target is not None and (config.widths or config.threshold is not None):
+        key = "widths" if config.widths else "threshold"
+        yield f"macs_target={config.macs_target}: {key} says already how much goes; leave one out"
+    if config.scope != "layer" and config.macs_target is None and over:
         yield (
-            f"rate={config.rate}: scope=global floor={config.floor} leaves at most "
+            f"rate={config.rate}: scope={config.scope} floor={config.floor} leaves at most "
             f"rate={1 - config.floor:.4g}; a smaller floor lets more go"
         )
 
@@ -217,8 +258,10 @@ def _lines(
 def _line(model: type[BaseModel], prefix: str, path: list[str], kind: str, given: Any) -> str:
     key, section = prefix + ".".join(path), model
     info: FieldInfo | None = None
-    for part in path:  # down to the field; deeper, inside a list, the list is meant
+    field = key
+    for place, part in enumerate(path):  # down to the field; deeper, a list's or table's entry
         if part not in section.model_fields:
+            field = prefix + ".".join(path[:place])
             break
         info = section.model_fields[part]
         if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
@@ -228,9 +271,12 @@ def _line(model: type[BaseModel], prefix: str, path: list[str], kind: str, given
     if kind == "extra_forbidden":
         siblings = list(section.model_fields)
         return f"{key}: no such key, {suggestion(path[-1], siblings)}"
-    if kind in ("model_type", "model_attributes_type", "dict_type") or info is None:
+    # Of a value that may be a list or a table pydantic names both, as list[int].
+    key = prefix + ".".join(part for part in path if "[" not in part)
+    table = kind == "dict_type" and (info is None or typing.get_origin(info.annotation) is dict)
+    if table or kind in ("model_type", "model_attributes_type") or info is None:
         return f"{key}={given}: must be a group of keys ({key}.KEY=VALUE)"
-    return f"{key}={'null' if given is None else given}: {_wanted(kind, key, info)}"
+    return f"{key}={'null' if given is None else given}: {_wanted(kind, field, info)}"
 
 
 def _wanted(kind: str, key: str, info: FieldInfo) -> str:
@@ -248,5 +294,7 @@ def _wanted(kind: str, key: str, info: FieldInfo) -> str:
         upper = f" and at most {limits['le']:g}" if "le" in limits else ""
         upper = f" and below {limits['lt']:g}" if "lt" in limits else upper
         return f"must be at least {limits['ge']:g}{upper}{example}"
-    names = {float: "a number", int: "a whole number", bool: "true or false", str: "a word"}
+    names = {float: "a number", int: "a whole number", bool: "true or false", str: "a word",
+             list[str]: "a list of words", dict[str, float]: "a table of numbers",
+             list[int]: "whole numbers, a list or a table"}  # fmt: skip
     return f"must be {names.get(annotation, 'a list of numbers')}{example}"

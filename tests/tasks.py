@@ -21,7 +21,7 @@ from fpgm.graph.trace import trace
 from fpgm.machine.ranks import ALONE
 from fpgm.methods import Goal, Method, Schedule, Trained
 from fpgm.runs.run import Run
-from fpgm.selection.select import Rule
+from fpgm.selection.rule import Rule
 from fpgm.training.finish import finish
 from fpgm.training.loop import train
 from fpgm.training.task import Task, asked, prepare

@@ -78,6 +78,12 @@ def test_defaults_are_the_papers_recipe() -> None:
         ("optimizer.milestones", [60, 120], "shares of the epochs"),
         ("optimizer.momentum", 0, "optimizer.nesterov=true: needs momentum"),
         ("dataset.root", 7, "dataset.root=7: must be a word"),
+        (
+            "dataset.validation",
+            0.95,
+            "dataset.validation=0.95: must be at least 0 and at most 0.9, for example "
+            "dataset.validation=0.1",
+        ),
         ("dataset", "digits", "dataset=digits: must be a group of keys"),
         ("ratte", 0.4, "ratte: no such key, did you mean rate?"),
     ],

@@ -8,9 +8,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from fpgm.errors import DataError
 from fpgm.machine.ranks import ALONE, Ranks
 
 Batches = Iterator[tuple[Tensor, Tensor]]  # (B, C, H, W) normalised images and (B,) labels
+
+_HELD_OUT_SEED = 20_190_616  # any constant would do
 
 
 class Images(Protocol):
@@ -41,6 +44,13 @@ class Images(Protocol):
     def tests(self, batch_size: int, ranks: Ranks = ALONE) -> Batches:
         """All test images in order; this rank's share of them."""
 
+    @property
+    def held_out_count(self) -> int:
+        """How many training images are held out; `counts` and `epoch` are without them."""
+
+    def held_out(self, batch_size: int, ranks: Ranks = ALONE) -> Batches:
+        """The training images that are held out, as they are and in order; this rank's share."""
+
     def preprocessing(self) -> dict[str, object]:
         """What a user of the network must know: channel means and deviations, size, classes."""
 
@@ -49,6 +59,22 @@ def steps(count: int, batch_size: int, ranks: Ranks = ALONE) -> int:
     """How many batches an epoch of `count` images has: the last one needs two images a rank."""
     full, rest = divmod(count, batch_size)
     return full + (rest // ranks.world > 1)
+
+
+def divided(count: int, share: float) -> tuple[Tensor, Tensor]:
+    """Which of `count` images stay for training and which are held out: indices, sorted.
+
+    share: of the images, 0..0.9. Drawn from a constant: every run on a data set holds out the same,
+    whatever its seed. Raises DataError where none would be held out, or too few would stay.
+    """
+    held = int(count * share + 1e-9)
+    if share > 0 and not 0 < held <= count - 2:
+        raise DataError(
+            f"dataset.validation={share}: holds out {held} of {count} training images; at least "
+            "one must be held out, and two trained on"
+        )
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(_HELD_OUT_SEED))
+    return order[held:].sort().values, order[:held].sort().values
 
 
 def preprocessing(
@@ -77,4 +103,5 @@ def summary(images: Images) -> str:
     """How many images of what, in words."""
     shape = "x".join(map(str, images.image_shape))
     train, test = images.counts
-    return f"{train} + {test} images of {shape}, {len(images.classes)} classes"
+    held = f" ({images.held_out_count} more held out)" if images.held_out_count else ""
+    return f"{train} + {test} images of {shape}{held}, {len(images.classes)} classes"

@@ -19,7 +19,7 @@ from fpgm.machine.ranks import ALONE, Ranks
 @dataclass(frozen=True)
 class Data:
     """Images in memory. images: (n, C, H, W) uint8; labels: (n,) int64; mean, std: (C,) of pixels
-    in 0..1; pad, flip: the training augmentation."""
+    in 0..1; pad, flip: the training augmentation; held_images, held_labels: those held out."""
 
     train_images: Tensor
     train_labels: Tensor
@@ -30,6 +30,8 @@ class Data:
     classes: tuple[str, ...]
     pad: int = 0
     flip: bool = False
+    held_images: Tensor | None = None
+    held_labels: Tensor | None = None
 
     @property
     def device(self) -> torch.device:
@@ -62,10 +64,16 @@ class Data:
         return steps(len(self.train_images), batch_size, ranks)
 
     def tests(self, batch_size: int, ranks: Ranks = ALONE) -> Batches:
-        share = ranks.share(len(self.test_images))
-        for start in range(share.start, share.stop, batch_size):
-            part = slice(start, min(start + batch_size, share.stop))
-            yield self.normalise(self.test_images[part]), self.test_labels[part]
+        return self._in_order(self.test_images, self.test_labels, batch_size, ranks)
+
+    @property
+    def held_out_count(self) -> int:
+        return 0 if self.held_images is None else len(self.held_images)
+
+    def held_out(self, batch_size: int, ranks: Ranks = ALONE) -> Batches:
+        if self.held_images is None or self.held_labels is None:
+            return iter(())
+        return self._in_order(self.held_images, self.held_labels, batch_size, ranks)
 
     def preprocessing(self) -> dict[str, object]:
         return preprocessing(self.mean, self.std, self.image_shape, self.classes)
@@ -73,6 +81,12 @@ class Data:
     def normalise(self, images: Tensor) -> Tensor:
         """(B, C, H, W) uint8 -> float32 of zero mean and unit variance, channels last."""
         return normalised(images, self.mean, self.std)
+
+    def _in_order(self, images: Tensor, labels: Tensor, batch_size: int, ranks: Ranks) -> Batches:
+        share = ranks.share(len(images))
+        for start in range(share.start, share.stop, batch_size):
+            part = slice(start, min(start + batch_size, share.stop))
+            yield self.normalise(images[part]), labels[part]
 
 
 def augment(images: Tensor, pad: int, flip: bool, generator: torch.Generator) -> Tensor:

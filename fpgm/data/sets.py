@@ -15,7 +15,7 @@ import torchvision
 from torch import Tensor
 
 from fpgm.data.folder import Arrays, read_folder
-from fpgm.data.images import Images
+from fpgm.data.images import Images, divided
 from fpgm.data.memory import Data
 from fpgm.data.streamed import MEAN, STD, Stream
 from fpgm.errors import DataError, first_line
@@ -33,30 +33,38 @@ def load(
     std: Sequence[float] | None = None,
     workers: int | None = None,
     on_error: str = "stop",
+    validation: float = 0.0,
 ) -> Images:
     """A data set: streamed, or read onto the device. Raises DataError.
 
-    mean, std: of each channel, of pixels in 0..1 or in 0..255; None: measured from the training
-    images. All else as config.Dataset has it.
+    mean, std: of each channel, of pixels in 0..1 or in 0..255; None: measured from the images that
+    are trained on. All else as config.Dataset has it.
     """
     if name == "imagenet":
         place = Path(root or ".").expanduser()
         constants = (_constants(mean or MEAN, 3), _constants(std or STD, 3))
-        return Stream(place, device, image_size or 224, flip, *constants, workers, on_error)
+        how = (image_size or 224, flip, *constants, workers, on_error, validation)
+        return Stream(place, device, *how)
     *tensors, classes = READERS[name](name, root, image_size)
+    held: list[Tensor] = []
+    if validation > 0:
+        stay, out = divided(len(tensors[0]), validation)
+        held = [tensor[out] for tensor in tensors[:2]]
+        tensors[:2] = [tensor[stay] for tensor in tensors[:2]]
     channels = tensors[0].shape[1]
     for given, moment in ((mean, 0), (std, 1)):
         measured = _moments(tensors[0])[moment] if given is None else _constants(given, channels)
         tensors.append(measured)
     try:
         on_device = [tensor.to(device) for tensor in tensors]
+        held = [tensor.to(device) for tensor in held]
     except torch.OutOfMemoryError as error:
-        size = sum(tensor.nbytes for tensor in tensors) / 2**30
+        size = sum(tensor.nbytes for tensor in [*tensors, *held]) / 2**30
         raise DataError(
             f"dataset={name}: {size:.1f} GiB of images do not fit into the GPU's memory; "
             "dataset=imagenet reads images from the disk instead"
         ) from error
-    return Data(*on_device, classes, pad, flip)  # type: ignore[arg-type, call-arg]
+    return Data(*on_device, classes, pad, flip, *held)  # type: ignore[arg-type, call-arg]
 
 
 def _digits(*_: object) -> Arrays:

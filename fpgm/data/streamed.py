@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from fpgm.data.folder import list_images, open_image
-from fpgm.data.images import Batches, normalised, preprocessing, steps
+from fpgm.data.images import Batches, divided, normalised, preprocessing, steps
 from fpgm.errors import DataError
 from fpgm.machine.device import cores
 from fpgm.machine.ranks import ALONE, Ranks, all_say
@@ -40,12 +40,15 @@ class Stream:
         std: Tensor,
         workers: int | None = None,
         on_error: str = "stop",
+        validation: float = 0.0,
     ) -> None:
         """size: pixels; mean, std: (3,) of pixels in 0..1; the others as in config.Dataset."""
-        train, test, self.classes = list_images(root, ("val",))
+        files, test, self.classes = list_images(root, ("val",))
+        train, held = ([files[i] for i in part] for part in divided(len(files), validation))
         self.device = device
         self.image_shape = (3, size, size)
         self.counts = (len(train), len(test))
+        self.held_out_count = len(held)
         self._mean, self._std = mean.to(device), std.to(device)
         self._skip = on_error == "skip"
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # of torchrun on this machine
@@ -57,6 +60,7 @@ class Stream:
             "train": self._loader(train, augmented),
             "plain": self._loader(train, central),
             "test": self._loader(test, central),
+            "held": self._loader(held, central),
         }
 
     def epoch(
@@ -76,9 +80,10 @@ class Stream:
         return steps(self.counts[0], batch_size, ranks)
 
     def tests(self, batch_size: int, ranks: Ranks = ALONE) -> Batches:
-        share = range(self.counts[1])[ranks.share(self.counts[1])]
-        batches = [share[start : start + batch_size] for start in range(0, len(share), batch_size)]
-        return self._read("test", [[(i, 0) for i in batch] for batch in batches], ranks)
+        return self._in_order("test", self.counts[1], batch_size, ranks)
+
+    def held_out(self, batch_size: int, ranks: Ranks = ALONE) -> Batches:
+        return self._in_order("held", self.held_out_count, batch_size, ranks)
 
     def preprocessing(self) -> dict[str, object]:
         return preprocessing(self._mean, self._std, self.image_shape, self.classes)
@@ -96,6 +101,11 @@ class Stream:
             prefetch_factor=4 if self._workers else None,
         )
 
+    def _in_order(self, part: str, count: int, batch_size: int, ranks: Ranks) -> Batches:
+        share = range(count)[ranks.share(count)]
+        batches = [share[start : start + batch_size] for start in range(0, len(share), batch_size)]
+        return self._read(part, [[(i, 0) for i in batch] for batch in batches], ranks)
+
     def _read(self, part: str, batches: Sequence[list[tuple[int, int]]], ranks: Ranks) -> Batches:
         loader = self._loaders[part]
         assert isinstance(loader.batch_sampler, _Batches)
@@ -105,7 +115,8 @@ class Stream:
                 if not self._skip:
                     raise DataError(f"{problem}; dataset.on_error=skip goes on without it")
                 log.warning("warning: left out: %s", problem)
-            enough = len(labels) > (part != "test")  # BatchNorm has no variance of one image
+            trained = part in ("train", "plain")
+            enough = len(labels) > trained  # BatchNorm has no variance of one image
             if self._skip and part == "train":  # a step is taken by all or by none
                 enough = all_say(enough, ranks)
             if enough:

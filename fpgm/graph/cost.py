@@ -15,7 +15,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fpgm.graph import operations as ops
 from fpgm.graph.flow import kept_full
-from fpgm.graph.groups import prunable
 from fpgm.graph.trace import ChannelGraph
 from fpgm.networks.layers import BorderConv2d
 from fpgm.networks.modes import evaluating
@@ -128,17 +127,18 @@ class _Watched(fx.Interpreter):
             self._counter.callers.pop()
 
 
-def paper_reduction(graph: ChannelGraph, layers: Mapping[str, int], rate: float) -> float | None:
-    """The papers' closed form: percent of MACs saved at a fractional `rate`, or None.
+def paper_reduction(
+    graph: ChannelGraph, layers: Mapping[str, int], rates: Mapping[str, float]
+) -> float | None:
+    """The papers' closed form: percent of MACs saved at fractional rates, or None.
 
-    layers: convolution -> dense MACs. A convolution counts 1 - rate if its filters are pruned,
-    times 1 - rate if it reads a pruned convolution directly; a residual stream counts as full.
-    Linear layers are not counted. None where channels are concatenated or reach a convolution
-    through an operation that is not understood: the papers have no form for that.
+    layers: convolution -> dense MACs; rates: convolution -> P_i, those it does not name are whole.
+    A convolution counts 1 - P_i, times 1 - P_j if it reads a pruned convolution j directly; a
+    residual stream counts as full. Linear layers are not counted. None where channels are
+    concatenated or reach a convolution through an operation that is not understood: the papers
+    have no form for that.
     """
     kept = 0.0
-    keep = 1 - rate
-    tied = prunable(graph)
     if any(graph.kinds[node] == ops.DEPTHWISE for node, _ in graph.convolutions()) or (
         set(kept_full(graph)) - {name for _, name in graph.convolutions()}
     ):
@@ -148,8 +148,8 @@ def paper_reduction(graph: ChannelGraph, layers: Mapping[str, int], rate: float)
         kind = graph.kinds[source]
         if kind not in (ops.CONV, ops.ADD) and source.op != "placeholder":
             return None
-        reads = keep if kind == ops.CONV and source.target in tied.layers else 1.0
-        kept += layers[name] * reads * (keep if name in tied.layers else 1.0)
+        read = rates.get(str(source.target), 0.0) if kind == ops.CONV else 0.0
+        kept += layers[name] * (1 - read) * (1 - rates.get(name, 0.0))
     return 100 * (1 - kept / sum(layers[name] for _, name in graph.convolutions()))
 
 

@@ -14,11 +14,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 import torch
 from scipy.cluster.hierarchy import DisjointSet
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
+from fpgm.errors import Error
 from fpgm.graph import operations as ops
 from fpgm.graph.flow import Algebra, follow, kept_full, projections
 from fpgm.graph.trace import ChannelGraph
@@ -31,9 +33,11 @@ NOBODY = -1  # a channel that is a constant from the start
 @dataclass(frozen=True)
 class Group:
     """Channels that are decided in one ranking. members: (convolution, (n,) filters) pairs; the
-    i-th filters of all members are one channel and are kept or pruned together."""
+    i-th filters of all members are one channel and are kept or pruned together; shape: equal for
+    groups whose layers are alike: kernel, stride, widths, and what their channels go into."""
 
     members: tuple[tuple[str, Tensor], ...]
+    shape: tuple[object, ...] = ()
 
     def __len__(self) -> int:
         return len(self.members[0][1])
@@ -52,11 +56,22 @@ class Prunable:
         return tuple(dict.fromkeys(name for group in self.groups for name, _ in group.members))
 
 
-def prunable(graph: ChannelGraph, residual: str = "independent") -> Prunable:
-    """The groups of a network. Raises ValueError for an unknown residual mode."""
+def prunable(
+    graph: ChannelGraph, residual: str = "independent", ignore: Sequence[str] = ()
+) -> Prunable:
+    """The groups of a network. ignore: shell-like patterns on names of convolutions that stay
+    whole, and with them all that they are tied to. Raises ValueError for an unknown residual mode,
+    Error for a pattern that fits no convolution."""
     if residual not in RESIDUAL:
         raise ValueError(f"residual={residual}: choose one of {', '.join(RESIDUAL)}")
     kept = kept_full(graph)
+    layers = [name for _, name in graph.convolutions()]
+    for pattern in ignore:
+        fitting = [name for name in layers if fnmatchcase(name, pattern)]
+        if not fitting and not any(fnmatchcase(name, pattern) for name in kept):
+            raise Error(f"ignore: {pattern} fits no layer; the layers are {', '.join(layers)}")
+        for name in fitting:
+            kept.setdefault(name, f"ignore={pattern}")
     if residual != "shared":
         reason = "a projection shortcut, which the papers do not prune"
         kept.update({name: reason for name in projections(graph) if name not in kept})
@@ -79,12 +94,40 @@ def prunable(graph: ChannelGraph, residual: str = "independent") -> Prunable:
             kept.update(dict.fromkeys(names, "writes into a residual stream"))
         else:
             gathered[names].append([index for _, index in filters])
+    shapes = _shapes(graph)
     groups = [
-        Group(tuple(zip(names, torch.tensor(rows).T, strict=True)))
+        Group(
+            tuple(zip(names, torch.tensor(rows).T, strict=True)),
+            (len(rows), *(shapes[name] for name in names)),
+        )
         for names, rows in gathered.items()
         if not any(name in kept for name in names)
     ]
     return Prunable(tuple(groups), kept)
+
+
+def _shapes(graph: ChannelGraph) -> dict[str, tuple[object, ...]]:
+    """Convolution -> what it has in common with others of its kind."""
+    found: dict[str, tuple[object, ...]] = {}
+    for node, name in graph.convolutions():
+        conv = graph.called(node)
+        assert isinstance(conv, nn.Conv2d)
+        into = tuple(sorted(_read_by(node, graph)))
+        found[name] = (
+            conv.kernel_size, conv.stride, conv.dilation, conv.groups, conv.in_channels,
+            conv.out_channels, into,
+        )  # fmt: skip
+    return found
+
+
+def _read_by(node: fx.Node, graph: ChannelGraph) -> set[str]:
+    """The kinds of operations that a node's channels go into, behind those that keep channels."""
+    kinds: set[str] = set()
+    for user in node.users:
+        kind = graph.kinds[user]
+        through = kind in (ops.NORM, ops.ELEMENTWISE, ops.POOL, ops.SLICE, ops.FLATTEN)
+        kinds |= _read_by(user, graph) if through else {kind}
+    return kinds
 
 
 class _Ties(Algebra[list[int]]):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fpgm.config import checked
 from fpgm.graph.groups import Prunable
 from fpgm.machine.ranks import Ranks
-from fpgm.selection.select import Rule
+from fpgm.selection.rule import Rule
 
 Batches = Iterator[tuple[Tensor, Tensor]]  # (B, C, H, W) normalised images and (B,) labels
 
@@ -41,7 +41,7 @@ class Goal:
 
     @property
     def prunes(self) -> bool:
-        return self.rate > 0 or self.macs_target is not None
+        return self.rule.prunes(self.rate) or self.macs_target is not None
 
 
 class Task(Protocol):

@@ -19,6 +19,7 @@ from fpgm.criteria.evidence import Evidence, gather, require
 from fpgm.errors import BudgetError, Error
 from fpgm.graph.cost import cost
 from fpgm.graph.trace import trace
+from fpgm.graph.worth import Worth, worths
 from fpgm.machine.ranks import check_agreement, from_first
 from fpgm.methods.method import Goal, Schedule, Task
 from fpgm.methods.watch import Watch
@@ -63,7 +64,9 @@ class Zeroing(Schedule):
         self._reset_momentum, self._recalibrate = reset_momentum, recalibrate
         self.rate: float | None = None
         self.scores: Scores = {}
+        self._groups = task.prunable.groups
         self._evidence: Evidence | None = None  # of the weights as they stand, once gathered
+        self._worth: list[Worth] | None = None  # what a channel of each group costs
         if task.goal.prunes and self._criterion.views:
             require(self._model, self._criterion.name, self.task.prunable.layers)
         self.use(self._everything())
@@ -100,7 +103,7 @@ class Zeroing(Schedule):
     def start(self) -> None:
         share = self.share_before()
         if share is not None:
-            self._refuse_ties(self._choose(share * self.full_rate()))
+            self._refuse_ties(self._choose(share))
             zero_(self._model, self.keep)
 
     def before_epoch(self, epoch: int) -> None:
@@ -124,7 +127,7 @@ class Zeroing(Schedule):
         share = self.share_after(epoch)
         self.scores, self._evidence = {}, None
         if share is not None:
-            self._choose(share * self.full_rate())
+            self._choose(share)
             churn = self.watch().churn(before)
         # Where nothing has left zero there is nothing to zero and to measure again.
         changed = self.watch().revived() > 0 and (share is not None or self._masked)
@@ -178,14 +181,15 @@ class Zeroing(Schedule):
         """
         goal = self.task.goal
         moving = not self.masked(0) or not self.zero_at_start
-        depends = goal.residual == "independent" or goal.rule.scope == "global"
+        depends = goal.residual == "independent" or goal.rule.one_ranking
         if self.rate is None or (moving and depends):
             self.rate = self._found_rate()
         return self.rate
 
     def _found_rate(self) -> float:
         goal, image = self.task.goal, self.task.image_shape
-        if goal.macs_target is None and (goal.rule.align == 1 or goal.rate == 0):
+        given = goal.rule.align == 1 or goal.rate == 0 or goal.rule.by_hand
+        if goal.macs_target is None and given:
             return goal.rate
         # On the CPU: the analysis looks at every small result.
         graph = trace(copy.deepcopy(self._model).cpu())
@@ -198,28 +202,33 @@ class Zeroing(Schedule):
             return rate_nearest(macs(goal.rate, 1), macs)
         return rate_for(goal, dense.macs, macs)
 
-    def _choose(self, rate: float) -> Scores:
-        """Select at `rate` on the current weights; nothing is zeroed yet. Returns all scores."""
-        keep, scores = self._selected(rate, self.task.goal.rule.align)
+    def _choose(self, share: float) -> Scores:
+        """Select that share of what is to go in the end, on the current weights; nothing is zeroed
+        yet. Returns all scores."""
+        keep, scores = self._selected(self.full_rate(), self.task.goal.rule.align, share)
         self.use(keep)
         # Filters that were pruned already have none.
         finite = {name: values[values.isfinite()] for name, values in scores.items()}
         self.scores = {name: values for name, values in finite.items() if len(values)}
         return scores
 
-    def _selected(self, rate: float, align: int) -> tuple[Keep, Scores]:
-        """The filters to keep at `rate` by the current weights, and the scores that say so."""
-        goal = self.task.goal
-        if rate == 0:
+    def _selected(self, rate: float, align: int, share: float = 1.0) -> tuple[Keep, Scores]:
+        """The filters to keep at a share of `rate` by the current weights, and the scores that say
+        so."""
+        rule, groups = replace(self.task.goal.rule, align=align, share=share), self._groups
+        if not rule.prunes(rate):
             return self._everything(), {}
         if self._evidence is None:
             self._evidence = self._gathered()
-        rule = replace(goal.rule, align=align)
-        if rule.scope == "global":  # a search for the rate that meets macs_target goes beyond
+        if rule.one_ranking:  # a search for the rate that meets macs_target goes beyond
             rate = min(rate, 1 - rule.floor)
-        scores = score(self._model, rule, rate, self.task.prunable.groups, self._evidence)
+        scores = score(self._model, rule, rate, groups, self._evidence)
         scores = {name: values.cpu() for name, values in scores.items()}
-        return highest(scores, rule, rate, self.task.prunable.groups), scores
+        if rule.cost != "none" and self._worth is None:
+            # On the CPU: the analysis looks at every small result.
+            graph = trace(copy.deepcopy(self._model).cpu())
+            self._worth = worths(graph, groups, cost(graph.module, self.task.image_shape))
+        return highest(scores, rule, rate, groups, self._worth), scores
 
     def _everything(self) -> Keep:
         weights = {
@@ -272,7 +281,7 @@ def rate_for(goal: Goal, dense: int, macs: Callable[[float], int]) -> float:
         return rate_under((goal.macs_target or 1) * dense, macs)
     except BudgetError as error:
         least = math.ceil(1e3 * macs(LARGEST) / dense) / 1e3
-        floor = f" scope=global floor={rule.floor}" if rule.scope == "global" else ""
+        floor = f" scope={rule.scope} floor={rule.floor}" if rule.one_ranking else ""
         raise BudgetError(
             f"macs_target={goal.macs_target}: not to be reached with residual={goal.residual} "
             f"align={rule.align}{floor}, {error}; the least is macs_target={least}"

@@ -149,6 +149,7 @@ def _identity(run: Found) -> dict[str, str]:
     # The runs of a cell start from baselines that differ in the seed alone.
     flat["pretrained"] = re.sub(r"seed=\d+", "seed=N", str(config["pretrained"]))
     flat["precision"] = run.precision
+    flat.setdefault("dataset.validation", 0.0)  # which runs of older versions do not have
     return {key: str(value) for key, value in flat.items()}
 
 

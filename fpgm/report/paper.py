@@ -130,6 +130,8 @@ def deviations(row: Published, config: Mapping[str, Any], precision: str) -> lis
         if key in ("mean", "std"):
             theirs[f"dataset.{key}"] = "the training images'"
             ours[f"dataset.{key}"] = value
+        elif key == "validation":
+            theirs["dataset.validation"] = 0.0
     named = [key for key in ours if key.startswith("method.") and not key.endswith(".name")]
     theirs |= dict.fromkeys(named)
     return [

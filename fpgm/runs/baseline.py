@@ -54,9 +54,10 @@ def find_baseline(directory: Path, config: Mapping[str, Any], words: Iterable[st
 def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
     """What a baseline and the runs that start from it have in common."""
     keys = ("dataset.", "arch", "seed", "method.")
+    config = {"dataset.validation": 0.0, **flatten(config)}  # which older runs do not have
     # workers and on_error: how images are read, not which.
     return {
         key: value
-        for key, value in flatten(config).items()
+        for key, value in config.items()
         if key.startswith(keys) and key not in ("dataset.workers", "dataset.on_error")
     }

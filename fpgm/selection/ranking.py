@@ -76,6 +76,17 @@ def least_kept(filters: int, floor: float) -> int:
     return max(1, math.ceil(filters * floor - 1e-9))
 
 
+def kept_above(scores: Tensor, threshold: float, align: int, share: float = 1.0) -> int:
+    """How many channels stay where all with a score below `threshold` go: one at least, in
+    multiples of `align` as many as hold those, or all. (n,).
+
+    share: how much of what is to go goes by now.
+    """
+    filters = len(scores)
+    kept = filters - pruned_count(int((scores < threshold).sum()), share)
+    return min(-(-max(kept, 1) // align) * align, filters)
+
+
 def kept_in_one_ranking(
     groups: Sequence[Group], scores: Sequence[Tensor], rate: float, align: int, floor: float
 ) -> list[int]:

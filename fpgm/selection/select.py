@@ -3,97 +3,28 @@
 from __future__ import annotations
 
 import zlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fpgm.criteria import Criterion, named
+from fpgm.criteria import Criterion
 from fpgm.criteria.criterion import below_live
 from fpgm.criteria.evidence import Evidence, gather, require
 from fpgm.errors import Error
+from fpgm.graph.cost import cost as cost_of
 from fpgm.graph.groups import RESIDUAL, Group, prunable
 from fpgm.graph.trace import trace
+from fpgm.graph.worth import Worth, worths
 from fpgm.selection.ranking import (
-    NORMALISATIONS,
     ascending,
     group_scores,
+    kept_above,
     kept_in_one_ranking,
-    pruned_count,
 )
-
-SCOPES = ("layer", "global")
-
-
-@dataclass(frozen=True)
-class Rule:
-    """How filters are chosen.
-
-    criterion, options: a name that criteria.named takes, and what its function is given; scope:
-    `layer`, the same rate for each, or `global`, one ranking over the network by scores normalised
-    within each layer as `normalise` says (see selection.ranking) that takes no layer below `floor`,
-    a share of its filters, nor below one; align: kept counts are multiples of it; seed: of chance.
-    Raises Error for what does not exist or does not go together.
-    """
-
-    criterion: str = "gm"
-    options: Mapping[str, Any] = field(default_factory=dict)
-    scope: str = "layer"
-    normalise: str = "mean"
-    floor: float = 0.1
-    align: int = 1
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        problems = self.problems()
-        if problems:
-            raise Error("\n".join(problems))
-
-    def problems(self) -> list[str]:
-        """A line for each thing that is wrong."""
-        problems = [
-            f"{key}={value}: choose one of {', '.join(choices)}"
-            for key, value, choices in (
-                ("scope", self.scope, SCOPES),
-                ("normalise", self.normalise, NORMALISATIONS),
-            )
-            if value not in choices
-        ]
-        if self.scope == "global" and not 0 <= self.floor < 1:
-            problems.append(f"floor={self.floor}: must be at least 0 and below 1, for example 0.1")
-        try:
-            criterion = named(self.criterion)
-        except Error as error:
-            return [*problems, str(error)]
-        if self.scope == "global" and criterion.places:
-            problems.append(
-                f"scope=global: criterion={self.criterion} is an order of pruning within a layer "
-                "and has no scores to compare layers by; criterion=gm, or scope=layer"
-            )
-        return problems + criterion.check(self.options)
-
-    @property
-    def scored_by(self) -> Criterion:
-        return named(self.criterion)
-
-    def pruned(self, filters: int, rate: float) -> int:
-        """How many of a layer's filters go at `rate`."""
-        count = self.scored_by.pruned
-        return count(filters, rate, **self.options) if count else pruned_count(filters, rate)
-
-    def kept(self, filters: int, rate: float) -> int:
-        """How many filters stay: all but those that go, or the nearest number that is aligned.
-
-        Aligned counts are the multiples of `align`, the smallest no less than align, or all.
-        """
-        if self.align == 1:
-            return filters - self.pruned(filters, rate)
-        multiples = {*range(self.align, filters + 1, self.align), filters}
-        nearest: int = min(sorted(multiples), key=lambda count: abs(count - filters * (1 - rate)))
-        return nearest
+from fpgm.selection.rule import Rule
 
 
 def select(
@@ -107,21 +38,42 @@ def select(
     normalise: str = "mean",
     floor: float = 0.1,
     evidence: Evidence | None = None,
+    *,
+    rates: Mapping[str, float] | None = None,
+    ignore: Sequence[str] = (),
+    widths: Mapping[str, int] | Sequence[int] | None = None,
+    rounding: str = "pruned",
+    threshold: float | None = None,
+    cost: str = "none",
+    image: tuple[int, int, int] | None = None,
     **options: Any,
 ) -> dict[str, Tensor]:
     """Choose the filters to keep, group by group; ties go by the lowest index. Changes nothing.
 
     criterion: a name in CRITERIA, `options` go to its function; residual: see graph.groups;
-    evidence: what fpgm.evidence.gather returns, for criteria that look at images; the others: see
-    Rule. Returns convolution -> kept filters, sorted.
+    evidence: what fpgm.evidence.gather returns, for criteria that look at images; rates, widths:
+    by layer, in place of `rate` (patterns on names; widths as a list: one for each layer that may
+    be pruned, in order of execution); ignore: patterns of layers that stay whole; image: (C, H, W),
+    to count what a channel costs; the others: see Rule.
+    Returns convolution -> kept filters, sorted.
     Raises Error for what does not exist, a rate outside [0, 1) or that would leave a layer empty,
-    scores that are no numbers, and a network that lacks what the criterion looks at.
+    a pattern that fits no layer, scores that are no numbers, and a network that lacks what the
+    criterion looks at.
     """
     if residual not in RESIDUAL:
         raise Error(f"residual={residual}: choose one of {', '.join(RESIDUAL)}")
-    rule = Rule(criterion, options, scope, normalise, floor, align, seed)
-    groups = prunable(trace(model), residual).groups
-    return highest(score(model, rule, rate, groups, evidence), rule, rate, groups)
+    rule = Rule(
+        criterion, options, scope, normalise, floor, align, seed, cost,
+        rates or {}, widths or {}, rounding, threshold,
+    )  # fmt: skip
+    if cost != "none" and image is None:
+        raise Error(f"cost={cost}: depends on the images' size, give image=(C, H, W)")
+    graph = trace(model)
+    tied = prunable(graph, residual, ignore)
+    rule = rule.for_network({name: graph.filters(name) for name in tied.layers}, tied.kept_full)
+    worth = worths(graph, tied.groups, cost_of(model, image)) if image is not None else None
+    scores = score(model, rule, rate, tied.groups, evidence)
+    return highest(scores, rule, rate, tied.groups, worth)
 
 
 def score(
@@ -140,9 +92,10 @@ def score(
         name: _scores(model, name, criterion, rule, rate, (evidence or {}).get(name, {}))
         for name in layers
     }
-    if rule.scope == "layer":
+    if not rule.one_ranking and rule.threshold is None:
         return scores
-    # Among layers even the geometric median does not put a zeroed filter lowest.
+    # Among layers, or beside a number, even the geometric median does not put a zeroed filter
+    # lowest.
     return {
         name: below_live(values, model.get_submodule(name).weight)  # type: ignore[arg-type]
         for name, values in scores.items()
@@ -150,19 +103,32 @@ def score(
 
 
 def highest(
-    scores: Mapping[str, Tensor], rule: Rule, rate: float, groups: Sequence[Group]
+    scores: Mapping[str, Tensor],
+    rule: Rule,
+    rate: float,
+    groups: Sequence[Group],
+    worth: Sequence[Worth] | None = None,
 ) -> dict[str, Tensor]:
-    """The filters to keep by these scores: convolution -> indices, sorted. Raises Error."""
+    """The filters to keep by these scores: convolution -> indices, sorted. Raises Error.
+
+    worth: what a channel of each group costs, where the rule divides by it.
+    """
     if not 0 <= rate < 1:
         raise Error(f"rate={rate}: must be at least 0 and below 1, for example rate=0.4")
-    one_ranking = rule.scope == "global"
-    if one_ranking and rate > 1 - rule.floor + 1e-9:
+    if rule.one_ranking and rule.share * rate > 1 - rule.floor + 1e-9:
         raise Error(
             f"rate={rate}: floor={rule.floor} lets at most {1 - rule.floor:.4g} of the filters go"
         )
-    by_group = [group_scores(g, scores, rule.normalise if one_ranking else None) for g in groups]
-    if one_ranking:
-        counts = kept_in_one_ranking(groups, by_group, rate, rule.align, rule.floor)
+    how = rule.normalise if rule.one_ranking else None if rule.threshold is None else "none"
+    by_group = [group_scores(g, scores, how) for g in groups]
+    if rule.cost != "none":
+        assert worth is not None
+        costs = [getattr(channel, rule.cost) for channel in worth]
+        by_group = [s / c if c else s for s, c in zip(by_group, costs, strict=True)]
+    if rule.threshold is not None:
+        counts = [kept_above(s, rule.threshold, rule.align, rule.share) for s in by_group]
+    elif rule.one_ranking:
+        counts = _counts_by_ranking(groups, by_group, rule, rule.share * rate)
     else:
         counts = kept_counts(groups, rule, rate)
     keep: dict[str, list[Tensor]] = {}
@@ -173,32 +139,65 @@ def highest(
     return {name: torch.cat(parts).sort().values for name, parts in keep.items()}
 
 
-def kept_counts(groups: Sequence[Group], rule: Rule, rate: float) -> list[int]:
-    """How many channels of each group stay. Raises Error where a layer would be empty.
+def _counts_by_ranking(
+    groups: Sequence[Group], scores: Sequence[Tensor], rule: Rule, rate: float
+) -> list[int]:
+    """How many channels of each group stay by one ranking over all, or over those that are alike
+    (the isomorphic groups of Torch-Pruning)."""
+    sets: defaultdict[object, list[int]] = defaultdict(list)
+    for index, group in enumerate(groups):
+        sets[group.shape if rule.scope == "isomorphic" else None].append(index)
+    counts = [0] * len(groups)
+    for places in sets.values():
+        ranked = kept_in_one_ranking(
+            [groups[i] for i in places], [scores[i] for i in places], rate, rule.align, rule.floor
+        )
+        for place, kept in zip(places, ranked, strict=True):
+            counts[place] = kept
+    return counts
 
-    It is the layer that is to keep `rule.kept` filters, and a layer may be made of several groups
-    (of a stream that grows by shortcuts A, the channels that were there before and the new ones).
-    Each group follows its narrowest layer, and gets its share of what that one has still to keep.
+
+def kept_counts(groups: Sequence[Group], rule: Rule, rate: float) -> list[int]:
+    """How many channels of each group stay. Raises Error where a layer would be empty, or cannot
+    have what is asked for it by name.
+
+    It is the layer that is to keep `rule.kept_of` filters, and a layer may be made of several
+    groups (of a stream that grows by shortcuts A, the channels that were there before and the new
+    ones). Each group follows its narrowest layer, and gets its share of what that one has still to
+    keep; of layers as narrow, one that is asked for by name, then the one that keeps most.
     """
     sizes: Counter[str] = Counter()
     for group in groups:
         sizes.update({name: len(group) for name, _ in group.members})
+    targets = {name: rule.kept_of(name, sizes[name], rate) for name in sizes}
+    named = {name for name in sizes if name in rule.rates or name in rule.widths}
     undecided, decided = Counter(sizes), Counter[str]()
-    counts = []
+    counts, deciding = [], {}
     for group in groups:
-        layer = min((name for name, _ in group.members), key=lambda name: sizes[name])
-        target = rule.kept(sizes[layer], rate)
+        names = [name for name, _ in group.members]
+        layer = min(names, key=lambda name: (sizes[name], name not in named, -targets[name]))
+        target = targets[layer]
         if target == 0:
+            asked = rule.rates.get(layer, rate)
             raise Error(
-                f"rate={rate}: would prune all {sizes[layer]} filters of {layer}; at most "
+                f"rate={asked}: would prune all {sizes[layer]} filters of {layer}; at most "
                 f"{(sizes[layer] - 1) / sizes[layer]:.4g} leaves it one"
             )
         share = (target - decided[layer]) * len(group) / undecided[layer]
         kept = min(max(round(share), 0), len(group))
-        for name, _ in group.members:
+        for name in names:
             undecided[name] -= len(group)
             decided[name] += kept
+            deciding[name] = layer
         counts.append(kept)
+    for name in named:
+        if abs(decided[name] - targets[name]) >= max(rule.align, 1):
+            key = "widths" if name in rule.widths else "rates"
+            raise Error(
+                f"{key}: {name} is to keep {targets[name]} of {sizes[name]} filters and would keep "
+                f"{decided[name]}, as it is decided together with {deciding[name]}: ask the same "
+                "of both, or residual=independent"
+            )
     return counts
 
 
@@ -227,7 +226,8 @@ def _scores(
         raise Error(f"criterion={rule.criterion}: the evidence has no {lacking} of {name}")
     looked_at = {parameter: evidence[parameter] for parameter in criterion.views}
     # Layers of one size must not lose the same filters by chance.
-    offered = {"rate": rate, "seed": zlib.crc32(f"{rule.seed}/{name}".encode())}
+    share = rule.rate_of(name, rate, len(weight))
+    offered = {"rate": share, "seed": zlib.crc32(f"{rule.seed}/{name}".encode())}
     given = {key: offered[key] for key in criterion.given}
     scores = criterion(weight, **looked_at, **given, **rule.options)
     # -inf is a score, that of a filter that is pruned already (see fpgm.criteria).

@@ -41,23 +41,27 @@ def finish(task: Task, run: Run) -> dict[str, Any]:
     # Both networks are asked and saved before anything is judged.
     (full, labels), (reduced, _) = logits(model, images), logits(small, images)
     more = {"ballast": ballast} if ballast else {}
-    sizes = save(task, "zeroed.pt", model, {}), save(task, "compact.pt", small, more)
+    bytes_ = save(task, "zeroed.pt", model, {}), save(task, "compact.pt", small, more)
     # The proof: one function, measured on every test image.
     measured = compare(full, reduced)
     problems += proven(task, small, measured)
     dense, compacted = (cost(network, images.image_shape) for network in (model, small))
     c, kept = task.config, {name: len(filters) for name, filters in keep.items()}
+    rule = task.goal.rule
+    sizes = {layer.name: layer.filters for layer in dense.layers}
+    rates = {name: rule.rate_of(name, c.rate, sizes[name]) for name in kept}
     as_paper = (c.residual, c.align, c.macs_target, c.scope) == ("independent", 1, None, "layer")
+    as_paper = as_paper and c.threshold is None
     macs = {layer.name: layer.macs for layer in dense.layers}
-    floor = at_floor(task.prunable.groups, kept, c.align, c.floor) if c.scope == "global" else []
+    floor = at_floor(task.prunable.groups, kept, c.align, c.floor) if rule.one_ranking else []
     report = result.report(
         config=c.as_dict(),
         environment=environment(task.device, task.precision),
         history=task.history,
         opening=(task.opening.given, task.opening.zeroed),
         costs=(dense, compacted),
-        sizes=sizes,
-        paper_macs=paper_reduction(trace(model), macs, c.rate) if as_paper else None,
+        sizes=bytes_,
+        paper_macs=paper_reduction(trace(model), macs, rates) if as_paper else None,
         accuracies=(accuracy(full, labels), accuracy(reduced, labels)),
         top5=accuracy(reduced, labels, top=5) if len(images.classes) >= MANY_CLASSES else None,
         equivalence=measured,

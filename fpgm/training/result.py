@@ -33,9 +33,22 @@ def _asked(config: Config, rate: float) -> str:
     amount = f"rate {config.rate}"
     if config.macs_target is not None:
         amount = f"macs_target {config.macs_target} (rate {rate:.3f})"
+    if config.rates:
+        amount += f", of {len(config.rates)} patterns their own"
+    if config.widths:
+        amount = "widths by layer"
+    if config.threshold is not None:
+        amount = f"threshold {config.threshold:g}"
+    if config.ignore:
+        amount += f" but for {', '.join(config.ignore)}"
     residual = "" if config.residual == "independent" else f" residual {config.residual}"
-    scope = f" scope global ({config.scope_norm})" if config.scope == "global" else ""
+    ranked = f"{config.scope_norm}{_over(config.scope_cost)}"
+    scope = f" scope {config.scope} ({ranked})" if config.scope != "layer" else ""
     return amount + residual + scope + (f" align {config.align}" if config.align > 1 else "")
+
+
+def _over(cost: str) -> str:
+    return "" if cost == "none" else f", over {cost}"
 
 
 def epoch_line(row: Mapping[str, Any], epochs: int) -> str:

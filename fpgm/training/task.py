@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from fpgm.methods import Goal, Method, Schedule, Trained
 from fpgm.methods.compacted import CompactTraining
 from fpgm.networks import models
 from fpgm.runs import checkpoint
-from fpgm.selection.select import Rule
+from fpgm.selection.rule import Rule
 from fpgm.selection.zero import pruned
 from fpgm.shipping.runtimes import require
 from fpgm.training.evaluate import accuracy, logits
@@ -160,6 +160,7 @@ def asked(values: Mapping[str, Any]) -> Config:
 
     Raises Error with a line for each mistake there is.
     """
+    values = configuration.with_tables(values)
     config, problems = configuration.read(values)
     problems += _option_problems(values)
     if config is not None:
@@ -173,7 +174,8 @@ def goal_of(config: Config) -> Goal:
     """How much is to go, and by which rule. Raises Error."""
     rule = Rule(
         config.criterion.name, config.criterion.options, config.scope, config.scope_norm,
-        config.floor, config.align, config.seed,
+        config.floor, config.align, config.seed, config.scope_cost, config.rates or {},
+        config.widths or {}, config.rounding, config.threshold,
     )  # fmt: skip
     return Goal(rule, config.rate, config.macs_target, config.residual)
 
@@ -236,7 +238,11 @@ def prepare(
     }
     full = _network(config, arch, images, fresh=state is None)
     precision = choose_precision(config.precision, images.device)
-    goal, groups = goal_of(config), prunable(trace(full.network), config.residual)
+    graph = trace(full.network)
+    groups = prunable(graph, config.residual, config.ignore)
+    goal = goal_of(config)
+    filters = {name: graph.filters(name) for name in groups.layers}
+    goal = replace(goal, rule=goal.rule.for_network(filters, groups.kept_full))
     task = Task(config, directory, images, arch, full, goal, groups, precision, ranks)
     task.problem = problem
     task.methods = _methods(config, task)

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fpgm.data import memory
-from fpgm.data.images import steps
-from fpgm.data.sets import load
+from fpgm.data.images import divided, steps
+from fpgm.data.sets import _moments, load
 from fpgm.errors import DataError
+from fpgm.machine.ranks import Ranks
 from fpgm.training.task import asked
 
 CPU = torch.device("cpu")
@@ -234,6 +235,60 @@ def test_epoch_sees_every_image_once_and_follows_from_its_seed() -> None:
     assert all(torch.equal(a, b) for (a, _), (b, _) in zip(batches, again, strict=True))
     other = next(digits.epoch(64, seed=6, augmented=False))
     assert not torch.equal(batches[0][1], other[1])
+
+
+@given(count=st.integers(3, 400), share=st.floats(0.34, 0.9))
+def test_held_out_images_and_those_trained_on_are_all_images_once(count: int, share: float) -> None:
+    if int(count * share + 1e-9) > count - 2:
+        with pytest.raises(
+            DataError, match=rf"^dataset\.validation={share}: holds out .* of {count}"
+        ):
+            divided(count, share)
+        return
+    stay, held = divided(count, share)
+    assert len(held) == int(count * share + 1e-9)
+    assert sorted([*stay.tolist(), *held.tolist()]) == list(range(count))
+    assert stay.tolist() == sorted(stay.tolist())
+
+
+def test_no_image_is_held_out_unless_it_is_asked_for() -> None:
+    digits, zero = images("digits"), images("digits", validation=0.0)
+    assert torch.equal(digits.train_images, zero.train_images)
+    assert torch.equal(digits.mean, zero.mean)
+    assert zero.held_out_count == 0
+    assert list(zero.held_out(64)) == []
+    with pytest.raises(DataError, match=r"^dataset\.validation=0\.0001: holds out 0 of 1437"):
+        images("digits", validation=0.0001)
+
+
+def test_held_out_images_are_never_trained_on_whatever_the_seed() -> None:
+    whole, part = images("digits"), images("digits", validation=0.2)
+    assert part.counts == (1437 - 287, 360)
+    assert part.held_out_count == 287
+    held = list(part.held_out(100))
+    assert [len(labels) for _, labels in held] == [100, 100, 87]
+    # By what they are: normalised by what is measured on the images that stay.
+    assert torch.equal(part.mean, _moments(part.train_images)[0])
+    shown = torch.cat([pixels for pixels, _ in held])
+    assert torch.equal(shown, part.normalise(part.held_images))
+    places = [
+        (whole.train_images == image).flatten(1).all(1).nonzero()[0].item()
+        for image in part.held_images
+    ]
+    assert places == sorted(places)
+    assert torch.equal(whole.train_labels[places], torch.cat([labels for _, labels in held]))
+    out = {image.numpy().tobytes() for image in part.held_images}
+    for seed in (0, 1):
+        seen = torch.cat([pixels for pixels, _ in part.epoch(64, seed, augmented=False)])
+        assert len(seen) == len(part.train_images)
+    assert not out & {image.numpy().tobytes() for image in part.train_images}
+    assert torch.equal(images("digits", validation=0.2).held_images, part.held_images)
+
+
+def test_ranks_share_the_held_out_images() -> None:
+    part = images("digits", validation=0.2)
+    labels = [y for rank in range(2) for _, y in part.held_out(64, Ranks(rank, 2))]
+    assert torch.equal(torch.cat(labels), part.held_labels)
 
 
 def test_single_image_left_over_is_no_batch() -> None:

@@ -58,6 +58,25 @@ def test_an_image_s_seed_is_torch_s_and_leaves_no_trace(images: Path) -> None:
     assert torch.equal(found, files._transform(open_image(files._files[3][0])))
 
 
+def test_held_out_images_are_never_trained_on(images: Path) -> None:
+    whole = stream_of(images)
+    assert (whole.held_out_count, list(whole.held_out(4))) == (0, [])
+    stream = load(CPU, name="imagenet", root=str(images), image_size=32, workers=0, validation=0.25)
+    assert (stream.counts, stream.held_out_count) == ((14, 6), 4)
+    files = {part: stream._loaders[part].dataset._files for part in ("train", "plain", "held")}
+    assert files["train"] == files["plain"]
+    assert sorted([*files["train"], *files["held"]]) == whole._loaders["train"].dataset._files
+    held = list(stream.held_out(3))
+    assert [len(labels) for _, labels in held] == [3, 1]  # in order, a single image too
+    assert torch.cat([labels for _, labels in held]).tolist() == [
+        label for _, label in files["held"]
+    ]
+    # Cut from the middle, as when testing, and nothing at random.
+    again = torch.cat([pixels for pixels, _ in stream.held_out(4)])
+    assert torch.equal(again, torch.cat([pixels for pixels, _ in held]))
+    assert sum(len(labels) for _, labels in stream.epoch(8, seed=0)) == 14
+
+
 def test_ranks_read_one_batch_between_them(images: Path) -> None:
     stream = stream_of(images)
     whole = list(stream.epoch(8, seed=1))

@@ -16,6 +16,7 @@ import fpgm
 from fpgm.compaction.compact import compact
 from fpgm.compaction.constants import analyse
 from fpgm.graph.cost import Cost, cost, paper_reduction
+from fpgm.graph.groups import prunable
 from fpgm.graph.trace import trace
 from fpgm.networks.models import MODELS
 
@@ -66,7 +67,9 @@ def test_dense_macs_are_right_to_the_digit(arch: str, papers) -> None:
 def test_closed_form_gives_the_published_reductions(
     arch: str, rate: str, published: str, digits: str, papers
 ) -> None:
-    reduction = paper_reduction(papers[arch][1], papers[arch][2], float(rate))
+    graph, macs = papers[arch][1:]
+    rates = dict.fromkeys(prunable(graph).layers, float(rate))
+    reduction = paper_reduction(graph, macs, rates)
     assert f"{reduction:.1f}" == published
     assert f"{reduction:.2f}" == digits
 
@@ -75,7 +78,7 @@ def test_closed_form_gives_the_published_reductions(
 def test_closed_form_is_not_offered_where_the_papers_have_none(network) -> None:
     model = network()
     macs = {layer.name: layer.macs for layer in cost(model, CIFAR).layers}
-    assert paper_reduction(trace(model), macs, 0.4) is None
+    assert paper_reduction(trace(model), macs, dict.fromkeys(macs, 0.4)) is None
 
 
 def counted(model: nn.Module, image: tuple[int, int, int]) -> list[int]:

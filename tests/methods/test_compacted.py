@@ -16,7 +16,8 @@ from fpgm.graph.groups import prunable
 from fpgm.graph.trace import trace
 from fpgm.methods import compacted as compact_training
 from fpgm.methods.compacted import CompactTraining
-from fpgm.selection.select import Rule, highest, score
+from fpgm.selection.rule import Rule
+from fpgm.selection.select import highest, score
 from fpgm.training.loop import one_epoch
 from fpgm.training.task import Task
 

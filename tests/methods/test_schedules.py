@@ -16,7 +16,7 @@ from fpgm.criteria.evidence import gather
 from fpgm.errors import Error
 from fpgm.methods.schedules import Asymptotic, Frozen, Hard, Soft, asymptotic
 from fpgm.methods.slimming import Slimming
-from fpgm.selection.select import Rule
+from fpgm.selection.rule import Rule
 from fpgm.training.loop import learning_rate
 
 

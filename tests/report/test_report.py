@@ -384,6 +384,21 @@ def test_runs_from_other_starts_penalties_or_images_are_never_averaged(
     assert [row["seeds"] for row in summary(tmp_path)] in (["0", "1"], ["1", "0"])
 
 
+def test_runs_that_hold_other_shares_of_images_out_are_told_apart(tmp_path: Path) -> None:
+    a_run(tmp_path / "a", "seed=0", "rate=0.4")
+    a_run(tmp_path / "b", "seed=1", "rate=0.4", "dataset.validation=0.1")
+    older = yaml.safe_load(
+        (a_run(tmp_path / "c", "seed=2", "rate=0.4") / "config.yaml").read_text()
+    )
+    del older["dataset"]["validation"]  # there was none: all images were trained on
+    (tmp_path / "c" / "config.yaml").write_text(yaml.safe_dump(older))
+    report([tmp_path], tmp_path)
+    found = {row["also"]: row["seeds"] for row in summary(tmp_path)}
+    assert found == {"dataset.validation=0.0": "0 2", "dataset.validation=0.1": "1"}
+    (held,) = [cell for cell in cells(collect([tmp_path])) if cell.seeds == (1,)]
+    assert held.deviations == ["dataset.validation=0.1 (0.0 there)"]
+
+
 def test_baselines_of_several_seeds_are_one_start(tmp_path: Path) -> None:
     for seed in (0, 1):
         words = ["rate=0.4", f"seed={seed}", f"pretrained='outputs/g/rate=0,seed={seed}'"]

@@ -285,7 +285,13 @@ def test_a_baseline_is_the_plain_one_and_never_a_guess(tmp_path: Path) -> None:
     finished("b", "rate=0", "seed=1")
     with pytest.raises(Error, match=r"no finished run at rate=0 .* fpgm-train rate=0"):
         find_baseline(own, wanted, [])
+    finished("f", "rate=0", "dataset.validation=0.1")
+    with pytest.raises(Error, match="no finished run at rate=0"):
+        find_baseline(own, wanted, [])  # it has not seen all that this run is to train on
     short = finished("c", "rate=0", "epochs=3")
+    older = config("rate=0", "epochs=3")
+    del older["dataset"]["validation"]  # as when there was no such key
+    (short / "config.yaml").write_text(yaml.safe_dump(older))
     assert find_baseline(own, wanted, []) == short
     same = finished("d", "rate=0")
     assert find_baseline(own, wanted, []) == same

@@ -13,7 +13,8 @@ from fpgm.errors import BudgetError
 from fpgm.graph.groups import RESIDUAL, prunable
 from fpgm.graph.trace import trace
 from fpgm.selection.budget import rate_nearest, rate_under
-from fpgm.selection.select import Rule, highest, kept_counts, score
+from fpgm.selection.rule import Rule
+from fpgm.selection.select import highest, kept_counts, score
 
 
 @given(st.integers(1, 2048), st.floats(0, 0.999), st.sampled_from([1, 8, 16, 32]))

@@ -25,7 +25,8 @@ from fpgm.selection.ranking import (
     normalised,
     pruned_count,
 )
-from fpgm.selection.select import Rule, highest, score, select
+from fpgm.selection.rule import Rule
+from fpgm.selection.select import highest, score, select
 from fpgm.selection.zero import zero_
 
 MODEL = randomised(fpgm.model("resnet20"), 0)

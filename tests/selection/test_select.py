@@ -14,7 +14,8 @@ from fpgm.errors import Error
 from fpgm.graph.groups import Group, prunable
 from fpgm.graph.trace import trace
 from fpgm.selection.ranking import pruned_count
-from fpgm.selection.select import Rule, highest, kept_counts, score, select
+from fpgm.selection.rule import Rule
+from fpgm.selection.select import highest, kept_counts, score, select
 from fpgm.selection.zero import pruned, zero_
 
 

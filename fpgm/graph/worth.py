@@ -1,0 +1,76 @@
+"""What a channel costs: the multiply-accumulates and the memory that go when it goes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import fx, nn
+
+from fpgm.graph import operations as ops
+from fpgm.graph.cost import Cost
+from fpgm.graph.flow import Algebra, follow
+from fpgm.graph.groups import Group
+from fpgm.graph.trace import ChannelGraph
+
+Filters = frozenset[tuple[str, int]]  # (convolution, index) of all that write a channel
+
+
+@dataclass(frozen=True)
+class Worth:
+    """Of one channel of a group. macs: multiply-accumulates for one image, those of the filters
+    that write it and of whoever reads it, where no other filter writes it; memory: pixels of the
+    maps that its filters write (Group Fisher, Liu et al., ICML 2021)."""
+
+    macs: float
+    memory: float
+
+
+def worths(graph: ChannelGraph, groups: Sequence[Group], dense: Cost) -> list[Worth]:
+    """For each group. dense: what the network at full width costs on the images in question."""
+    macs = {layer.name: layer.macs for layer in dense.layers}
+    per_filter: dict[str, float] = {}
+    pixels: dict[str, float] = {}
+    for node, name in graph.convolutions():
+        conv = graph.called(node)
+        assert isinstance(conv, nn.Conv2d)
+        per_filter[name] = macs[name] / conv.out_channels
+        pixels[name] = per_filter[name] / conv.weight[0].numel()
+    # What one channel of its input costs each layer, by the filters that write the channel.
+    reads: dict[Filters, float] = {}
+    flow = follow(graph, _Writers(graph))
+    for node, kind in graph.kinds.items():
+        if kind not in (ops.CONV, ops.LINEAR):
+            continue
+        written = flow.read[node][node.all_input_nodes[0]] or []
+        for writers in written:
+            reads[writers] = reads.get(writers, 0.0) + macs[str(node.target)] / len(written)
+    found = []
+    for group in groups:
+        own = frozenset((name, int(filters[0])) for name, filters in group.members)
+        read = sum(cost for writers, cost in reads.items() if writers and writers <= own)
+        names = [name for name, _ in group.members]
+        found.append(Worth(sum(per_filter[n] for n in names) + read, sum(pixels[n] for n in names)))
+    return found
+
+
+class _Writers(Algebra[list[Filters]]):
+    """All filters that write each channel; a depthwise one's and those that it reads."""
+
+    def __init__(self, graph: ChannelGraph) -> None:
+        self._graph = graph
+
+    def written(self, node: fx.Node, read: list[Filters] | None) -> list[Filters]:
+        name = str(node.target)
+        own = [frozenset({(name, index)}) for index in range(self._graph.filters(name))]
+        return own if read is None else [a | b for a, b in zip(own, read, strict=True)]
+
+    def joined(self, node: fx.Node, parts: Sequence[list[Filters]]) -> list[Filters]:
+        return [writers for part in parts for writers in part]
+
+    def padded(self, node: fx.Node, source: list[Filters], front: int, back: int) -> list[Filters]:
+        nobody: Filters = frozenset()
+        return [nobody] * front + source + [nobody] * back
+
+    def met(self, node: fx.Node, a: list[Filters], b: list[Filters]) -> list[Filters] | None:
+        return [one | other for one, other in zip(a, b, strict=True)] if len(a) == len(b) else None
