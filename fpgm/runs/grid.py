@@ -25,7 +25,7 @@ from fpgm.runs.files import write_text
 Words = list[str]
 FILE = "grid.json"
 BASELINE = "pretrained=baseline"
-_GROUPS = ("arch", "criterion", "dataset", "optimizer", "schedule")
+_GROUPS = ("arch", "criterion", "dataset", "layers", "optimizer", "schedule")
 
 
 class FailedRunsError(Error):
