@@ -112,7 +112,7 @@ def counterpart(config: Mapping[str, Any]) -> Published | None:
     start, or of other epochs, stands in for one that the paper does not have; `deviations` says
     so."""
     targets = ("macs_target", "threshold", "latency_target")
-    if config["residual"] != "independent" or config["align"] != 1:
+    if config["align"] != 1:
         return None
     if any(config.get(key) is not None for key in targets):
         return None
@@ -154,6 +154,10 @@ def _layers() -> dict[str, dict[str, Any]]:
 
 def _is(row: Published, config: Mapping[str, Any]) -> bool:
     """Whether a run is of the row's method."""
+    # Where a stream's channels are chosen by each that reads them, its own filters stay.
+    structures = ("independent", "inner") if row.recipe == "slimming_tuned" else ("independent",)
+    if config["residual"] not in structures:
+        return False
     if config["rate"] == 0 and not row.layers:
         return row.method == "baseline"
     criterion, schedule = config["criterion"], config["schedule"]
@@ -192,6 +196,8 @@ def deviations(row: Published, config: Mapping[str, Any], precision: str) -> lis
         ours["scope"] = "layer"  # nothing is ranked
     elif "schedule.zero_at_start" in ours:  # as the published code does, whatever is printed
         theirs["schedule.zero_at_start"] = True
+    if config["residual"] != "independent":
+        theirs["residual"] = "channel selection"
     for key, value in changed("dataset", config["dataset"]).items():
         if key in ("mean", "std"):
             theirs[f"dataset.{key}"] = _constants(row).get(key, "the training images'")

@@ -143,9 +143,11 @@ def figure(swept: Sweep) -> Figure:
         printed = [(p, c.paper) for p, (_, c) in zip(places, line.points, strict=True)]
         points = [(p, paper) for p, paper in printed if paper is not None and paper.top1]
         if points:
+            methods = {paper.method for _, paper in points}
+            what = methods.pop() if len(methods) == 1 else line.name
             axes.errorbar(
                 [p for p, _ in points], [paper.top1 or 0 for _, paper in points],
-                [paper.std or 0 for _, paper in points], label=f"published: {points[0][1].method}",
+                [paper.std or 0 for _, paper in points], label=f"published: {what}",
                 mfc="none", linestyle="", capsize=3, alpha=0.8, **page.style(index),
             )  # fmt: skip
     if not swept.numeric:
