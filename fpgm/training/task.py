@@ -259,26 +259,17 @@ def prepare(
 def start(task: Task) -> None:
     """The methods' first moment, and what it costs a trained network: measured here once, in
     float32, as no later moment of the run can say it."""
-    model, given = task.full.network, None
-    if task.epochs == 0:
-        given = _accuracy(task)
+    given = _accuracy(task) if task.epochs == 0 else None
     for method in task.methods:
         method.start()
-    zeroed = None
-    if not task.from_scratch and any(
-        mask.any() for mask in pruned(model, task.schedule.keep).values()
-    ):
-        zeroed = _accuracy(task)
-    task.opening = Opening(given, zeroed)
+    masks = pruned(task.full.network, task.schedule.keep).values()
+    zeroed = not task.from_scratch and any(mask.any() for mask in masks)
+    task.opening = Opening(given, _accuracy(task) if zeroed else None)
 
 
 def _accuracy(task: Task) -> float:
     """Of the network at full width as it stands, on the test images, in percent."""
-    network = task.full.network
-    training = network.training
-    value = accuracy(*logits(network, task.images, ranks=task.ranks))
-    network.train(training)
-    return value
+    return accuracy(*logits(task.full.network, task.images, ranks=task.ranks))
 
 
 def _images(config: Config, ranks: Ranks) -> Images:

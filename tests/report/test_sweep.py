@@ -165,6 +165,16 @@ def test_only_the_unpruned_run_of_the_same_training_or_that_it_began_with_is_the
     assert (found.runs[0].directory.name if found else None) == held
 
 
+def test_of_two_baselines_none_is_guessed(tmp_path: Path) -> None:
+    start = "pretrained=torchvision"
+    a_run(tmp_path / "pruned", "rate=0.4", start)
+    a_run(tmp_path / "base", "rate=0", start, "epochs=0")
+    (pruned,) = (cell for cell in cells(collect([tmp_path])) if cell.prunes)
+    assert baseline_of(pruned, cells(collect([tmp_path]))) is not None
+    a_run(tmp_path / "other", "rate=0", start, "epochs=1")
+    assert baseline_of(pruned, cells(collect([tmp_path]))) is None
+
+
 def test_accuracy_after_the_first_zeroing_is_a_column_where_it_is_known(tmp_path: Path) -> None:
     for seed, value in enumerate((20.0, 22.0)):
         words = ("rate=0.4", "pretrained=x", f"seed={seed}")
