@@ -89,6 +89,7 @@ class Config(_Section):
     rates, widths, rounding, threshold, scope, scope_norm, scope_cost, floor, align: see
     selection.rule.Rule; ignore, residual: see graph.groups;
     schedule: the method that owns the selection; method: what else is done to the filters;
+    epochs: 0 prunes a trained network and trains nothing;
     pretrained: a run directory or a checkpoint to start from; tune: whether the compact
     network gets the form that is fastest on `target` with batches of target_batch images; compile:
     train with torch.compile."""
@@ -114,7 +115,7 @@ class Config(_Section):
     scope_norm: Literal["none", "mean", "l2", "rank"]
     scope_cost: Literal["none", "macs", "memory"]
     floor: float = Field(ge=0, lt=1, examples=["0.1"])
-    epochs: int = Field(ge=1, examples=["200"])
+    epochs: int = Field(ge=0, examples=["200"])
     batch_size: int = Field(ge=1, examples=["128"])
     seed: int = Field(ge=0, le=2**31 - 1, examples=["0"])
     device: Literal["auto", "cpu", "cuda"]
@@ -236,6 +237,8 @@ def _contradictions(config: Config) -> Iterator[str]:
             f"optimizer.milestones={config.optimizer.milestones}: shares of the epochs, "
             "each above 0 and at most 1, for example [0.3,0.6,0.8]"
         )
+    if config.epochs == 0 and config.pretrained is None:
+        yield "epochs=0: nothing is trained; name a trained network with pretrained=RUN_DIR"
     over = config.rate > 1 - config.floor + 1e-9
     if config.macs_target is not None and (config.widths or config.threshold is not None):
         key = "widths" if config.widths else "threshold"

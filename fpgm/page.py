@@ -75,20 +75,24 @@ def _cell(cell: Any) -> tuple[float | None, Any]:
     return None, "" if cell is None else cell
 
 
-def figure(drawing: Figure, caption: str) -> Markup:
-    """A matplotlib figure as SVG, with what it shows in words, for those who cannot see it too."""
+def svg(drawing: Figure, name: str) -> str:
+    """A matplotlib figure as a file: the same drawing gives the same bytes, its text stays text."""
     import matplotlib
 
     buffer = io.StringIO()
-    # The same drawing gives the same bytes; its text stays text.
-    with matplotlib.rc_context({"svg.hashsalt": caption, "svg.fonttype": "none"}):
+    with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
         drawing.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :].replace("<svg", '<svg role="img"', 1)
+    return buffer.getvalue()
+
+
+def figure(drawing: Figure, caption: str) -> Markup:
+    """A matplotlib figure as SVG, with what it shows in words, for those who cannot see it too."""
+    content = svg(drawing, caption)
+    content = content[content.index("<svg") :].replace("<svg", '<svg role="img"', 1)
     # Several drawings on one page must not share the names of their parts.
     mark = f"f{zlib.crc32(caption.encode()):08x}"
-    svg = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{mark}-", svg)
-    return Markup("<figure>%s<figcaption>%s</figcaption></figure>") % (Markup(svg), caption)
+    content = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{mark}-", content)
+    return Markup("<figure>%s<figcaption>%s</figcaption></figure>") % (Markup(content), caption)
 
 
 def style(index: int) -> dict[str, Any]:

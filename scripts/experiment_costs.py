@@ -37,7 +37,7 @@ def cost(path: Path) -> str:
     jobs = runs(sweeper["rows"])
     for job in jobs:
         with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            words = [w for w in job if w != "pretrained=baseline"]
+            words = [w for w in job if not w.startswith("pretrained=baseline")]
             config = OmegaConf.create(
                 hydra.compose("config", overrides=[f"experiment={path.stem}", *words])
             )

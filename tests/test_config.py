@@ -81,7 +81,8 @@ def test_infinity_is_a_word_of_the_command_line(words: tuple[str, ...]) -> None:
         ("rate", "abc", "rate=abc: must be a number, for example rate=0.4"),
         ("rate", float("nan"), "rate=nan: must be at least 0"),
         ("rate", True, "rate=True: must be a number"),
-        ("epochs", 0, "epochs=0: must be at least 1, for example epochs=200"),
+        ("epochs", -1, "epochs=-1: must be at least 0, for example epochs=200"),
+        ("epochs", 0, "epochs=0: nothing is trained; name a trained network with pretrained="),
         ("epochs", 1.5, "epochs=1.5: must be a whole number"),
         ("device", "tpu", "device=tpu: choose one of auto, cpu, cuda"),
         ("schedule.settle", 2, "schedule.settle=2: must be at least 0 and at most 1"),
@@ -114,7 +115,7 @@ def test_bad_value_names_key_value_and_what_would_do(key: str, value: object, me
 
 
 def test_all_problems_are_reported_at_once() -> None:
-    wrong = {"criterion": {"name": "gm", "distance": "l7"}, "rate": 2, "epochs": 0, "seed": "x"}
+    wrong = {"criterion": {"name": "gm", "distance": "l7"}, "rate": 2, "epochs": -1, "seed": "x"}
     wrong["schedule"] = {**DEFAULTS["schedule"], "settle": 3}
     with pytest.raises(Error) as caught:
         asked({**DEFAULTS, **wrong})

@@ -27,7 +27,7 @@ from fpgm.errors import Error
 from fpgm.keys import CONFIGS
 from fpgm.machine import processes
 from fpgm.runs import grid
-from fpgm.runs.baseline import find_baseline
+from fpgm.runs.baseline import find_baseline, is_baseline
 from fpgm.runs.run import Run, result_of
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def run_job(values: dict[str, Any], directory: Path) -> None:
     finished = processes.alone() and (directory / "report.json").exists()
     if not finished:
         _asked(values)  # a mistake in the words is told before a baseline is looked for
-    if values.get("pretrained") == "baseline":
+    if is_baseline(values.get("pretrained")):
         given = HydraConfig.get().overrides
         place = [word for word in given.hydra if word.startswith("hydra.sweep.dir=")]
         values["pretrained"] = str(find_baseline(directory, values, [*given.task, *place]))

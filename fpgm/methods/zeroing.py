@@ -79,7 +79,9 @@ class Zeroing(Schedule):
 
     def share_before(self) -> float | None:
         """The share of the full rate at which to prune before the first epoch, None: not at all."""
-        return 1.0 if self.zero_at_start or self.settled(0) else None
+        # Without epochs there is no later moment.
+        now = self.zero_at_start or self.settled(0) or self.task.epochs == 0
+        return 1.0 if now else None
 
     def share_after(self, epoch: int) -> float | None:
         """The share of the full rate at which to select again, None where the selection stays."""

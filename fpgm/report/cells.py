@@ -7,18 +7,25 @@ import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from fpgm.keys import flatten
 from fpgm.report.collect import Found, changed
-from fpgm.report.paper import Published, counterpart, deviations
+from fpgm.report.paper import Published, counterpart, deviations, layers_named
 
 # How a run is made, not what it is.
 _NO_MATTER = {
     "seed", "device", "compile", "dataset.root", "dataset.workers", "dataset.on_error",
     "schedule.train_compact",
 }  # fmt: skip
-_OF_PRUNING = ("criterion.", "schedule.", "residual", "align", "scope", "floor")
+_OF_PRUNING = ("criterion.", "schedule.", "residual", "align", "scope", "floor", "rates", "ignore",
+               "widths", "rounding", "threshold", "latency_t", "macs_target")  # fmt: skip
+# What runs of older versions do not have, as if they had.
+_SINCE: dict[str, Any] = {
+    "rates": None, "ignore": [], "widths": None, "rounding": "pruned", "threshold": None,
+    "scope_cost": "none", "latency_target": None, "latency_table": None,
+}  # fmt: skip
 Identity = tuple[tuple[str, str], ...]
 
 
@@ -65,6 +72,12 @@ class Cell:
     def seeds(self) -> tuple[int, ...]:
         return tuple(sorted(run.config["seed"] for run in self.runs))
 
+    @property
+    def first_zeroing(self) -> Spread | None:
+        """Accuracy right after it, None where some run does not know it."""
+        values = [run.entry("accuracy").get("first_zeroing") for run in self.runs]
+        return None if None in values else Spread.of(values)
+
     def spread(self, *keys: str) -> Spread:
         """Of an entry of report.json, over the seeds."""
         return Spread.of([float(run.entry(*keys)) for run in self.runs])
@@ -108,19 +121,52 @@ def cells(runs: Iterable[Found]) -> list[Cell]:
     groups: defaultdict[Identity, list[Found]] = defaultdict(list)
     for run in runs:
         if run.problem is None:
-            groups[tuple(sorted(_identity(run).items()))].append(run)
+            groups[tuple(sorted(identity(run).items()))].append(run)
     alike: defaultdict[tuple[str, str, str, str], list[Identity]] = defaultdict(list)
-    for identity, same in groups.items():
-        alike[_look(same[0].config)].append(identity)
+    for values, same in groups.items():
+        alike[look(same[0].config)].append(values)
     made = []
-    for look, identities in alike.items():
-        flat = [dict(identity) for identity in identities]
-        for identity, values in zip(identities, flat, strict=True):
-            also = [key for key in values if len({other.get(key) for other in flat}) > 1]
-            same = groups[identity]
-            words = " ".join(f"{key}={values[key]}" for key in also)
-            made.append(Cell(*look, words, tuple(same), _twice(same)))
+    for seen, identities in alike.items():
+        words = told_apart([dict(values) for values in identities])
+        for values, also in zip(identities, words, strict=True):
+            same = groups[values]
+            made.append(Cell(*seen, also, tuple(same), _twice(same)))
     return sorted(made, key=_order)
+
+
+def told_apart(identities: Sequence[Mapping[str, str]]) -> list[str]:
+    """What each has that not all of them have, in words."""
+    return [
+        " ".join(
+            f"{key}={value}"
+            for key, value in values.items()
+            if len({other.get(key) for other in identities}) > 1
+        )
+        for values in identities
+    ]
+
+
+def baseline_of(cell: Cell, table: Iterable[Cell]) -> Cell | None:
+    """The unpruned cell that a pruned one is held against: of the same network and start, trained
+    in the same way; of what was pretrained, else the one that it started from. None where there is
+    none, or more than one."""
+    if cell.problem or not cell.prunes:
+        return None
+    unpruned = [c for c in table if c.network == cell.network and not (c.prunes or c.problem)]
+    found = [c for c in unpruned if c.start == cell.start and _training(c) == _training(cell)]
+    if not found and cell.start == "pretrained":
+        begun = {Path(run.config["pretrained"]).name for run in cell.runs}
+        found = [c for c in unpruned if begun <= {run.directory.name for run in c.runs}]
+    if not found and cell.start != "scratch":
+        found = [c for c in unpruned if c.start == cell.start]
+    return found[0] if len(found) == 1 else None
+
+
+def _training(cell: Cell) -> dict[str, str]:
+    """How a cell's networks were trained, whatever was pruned."""
+    values = identity(cell.runs[0])
+    other = (*_OF_PRUNING, "rate", "pretrained", "tune", "target")
+    return {key: value for key, value in values.items() if not key.startswith(other)}
 
 
 def _order(cell: Cell) -> tuple[Any, ...]:
@@ -138,9 +184,9 @@ def _twice(runs: Sequence[Found]) -> str | None:
     return None
 
 
-def _identity(run: Found) -> dict[str, str]:
+def identity(run: Found) -> dict[str, str]:
     """What a run is, as text by key."""
-    config = run.config
+    config = _SINCE | run.config
     flat = {key: value for key, value in flatten(config).items() if key not in _NO_MATTER}
     if _is_baseline(config):
         flat = {key: value for key, value in flat.items() if not key.startswith(_OF_PRUNING)}
@@ -154,28 +200,47 @@ def _identity(run: Found) -> dict[str, str]:
 
 
 def _is_baseline(config: Mapping[str, Any]) -> bool:
-    return bool(config["rate"] == 0 and config["macs_target"] is None)
+    others = ("macs_target", "rates", "widths", "threshold", "latency_target")
+    return config["rate"] == 0 and all(config.get(key) in (None, [], {}) for key in others)
 
 
-def _look(config: Mapping[str, Any]) -> tuple[str, str, str, str]:
-    """network, method, rate, start."""
+def look(config: Mapping[str, Any], without: str = "") -> tuple[str, str, str, str]:
+    """network, method, rate, start. without: a key that is said elsewhere."""
     given = config["pretrained"]
     start = {None: "scratch", "torchvision": "torchvision"}.get(given, "pretrained")
-    network = f"{config['dataset']['name']} {config['arch']}"
-    beside = [_named("method", {"name": n, **options}) for n, options in config["method"].items()]
+    places = {"dataset.name": config["dataset"]["name"], "arch": config["arch"]}
+    network = " ".join(value for key, value in places.items() if key != without)
+    beside = [
+        _named(f"method.{name}", {"name": name, **options}, without)
+        for name, options in config["method"].items()
+    ]
     if _is_baseline(config):
         return network, " ".join(["baseline", *beside]), "0", start
-    words = [_named(group, config[group]) for group in ("criterion", "schedule")] + beside
-    words += [config["residual"]] if config["residual"] != "independent" else []
-    words += [f"align {config['align']}"] if config["align"] > 1 else []
-    words += ["global"] if config["scope"] == "global" else []
-    target = config["macs_target"]
-    rate = f"{config['rate']:g}" if target is None else f"MACs {target:g}"
-    return network, " ".join(words), rate, start
+    groups = [g for g in ("criterion", "schedule") if f"{g}.name" != without]
+    words = [_named(group, config[group], without) for group in groups] + beside
+    plain = {"residual": "independent", "align": 1, "scope": "layer"}
+    for key, usual in plain.items():
+        if key != without and config[key] != usual:
+            words.append(f"align {config[key]}" if key == "align" else config[key])
+    return network, " ".join(words), _amount(config, without), start
 
 
-def _named(group: str, options: Mapping[str, Any]) -> str:
+def _amount(config: Mapping[str, Any], without: str) -> str:
+    """How much is pruned, in a word."""
+    targets = {"latency_target": "latency", "macs_target": "MACs", "threshold": "below"}
+    for key, word in targets.items():
+        if config.get(key) is not None:
+            return "" if key == without else f"{word} {config[key]:g}"
+    for key in ("widths", "rates"):
+        if config.get(key):
+            return "" if key == without else layers_named(config) or key
+    return "" if without == "rate" else f"{config['rate']:g}"
+
+
+def _named(group: str, options: Mapping[str, Any], without: str) -> str:
     """A criterion, schedule or method by its name, and those of its options that are not as its
     YAML has them."""
-    different = {k: v for k, v in changed(group, options).items() if k != "train_compact"}
+    different = changed(group.partition(".")[0], options)
+    left_out = ("train_compact", without.removeprefix(f"{group}."))
+    different = {k: v for k, v in different.items() if k not in left_out}
     return " ".join([options["name"], *(f"{key}={value}" for key, value in different.items())])

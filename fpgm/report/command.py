@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from fpgm import page
 from fpgm.errors import Error
-from fpgm.report.cells import cells
+from fpgm.report import sweep
+from fpgm.report.cells import baseline_of, cells
 from fpgm.report.collect import collect, missing
 from fpgm.report.drawing import html
-from fpgm.report.table import aligned, comma_separated, markdown, numbers
-from fpgm.runs.files import write_text
+from fpgm.report.table import aligned, comma_separated, markdown, numbers, rows
+from fpgm.runs.files import write_bytes, write_text
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -23,25 +26,39 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "as summary.md, summary.csv and summary.html too.",
     )
     parser.add_argument("directories", nargs="+", type=Path, metavar="DIR", help="of runs")
+    parser.add_argument(
+        "--x", metavar="KEY", help="also show the accuracy over a key, such as schedule.interval"
+    )
     parser.add_argument("--out", type=Path, help="where the files go (default: the first DIR)")
     options = parser.parse_args(arguments)
     try:
-        print(report(options.directories, options.out or options.directories[0]))
+        print(report(options.directories, options.out or options.directories[0], options.x))
     except Error as error:
         sys.exit(str(error))
     except OSError as error:
         sys.exit(f"{error.filename}: {error.strerror}; choose another place with --out")
 
 
-def report(directories: Sequence[Path], out: Path) -> str:
-    """Write the files into `out`; returns the terminal's table. Raises Error, OSError."""
+def report(directories: Sequence[Path], out: Path, key: str | None = None) -> str:
+    """Write the files into `out`; returns the terminal's table. key: of the configuration, over
+    which the accuracy is shown too. Raises Error, OSError."""
     runs = collect(directories)
     table, lacking = cells(runs), missing(directories, runs)
+    swept = sweep.sweep(table, key) if key else None
+    by_key = (swept.key, sweep.rows(swept)) if swept else None
     out.mkdir(parents=True, exist_ok=True)
-    write_text(out / "summary.csv", comma_separated([numbers(cell) for cell in table]))
-    write_text(out / "summary.md", markdown(table, runs, lacking))
-    write_text(out / "summary.html", html(table, runs, lacking))
-    lines = [*(aligned(table) if table else ["no run is done yet"]), ""]
+    write_text(
+        out / "summary.csv",
+        comma_separated([numbers(cell, baseline_of(cell, table)) for cell in table]),
+    )
+    write_text(out / "summary.md", markdown(table, runs, lacking, by_key))
+    write_text(out / "summary.html", html(table, runs, lacking, swept))
+    lines = [*(aligned(*rows(table)) if table else ["no run is done yet"]), ""]
     lines += [f"not counted: {run.directory}: {run.problem}" for run in runs if run.problem]
     lines += [f"missing: {one.command}   ({one.state})" for one in lacking]
-    return "\n".join([*lines, f"written: {out}/summary.html, summary.md, summary.csv"])
+    files = ["summary.html", "summary.md", "summary.csv"]
+    if swept and by_key:
+        files.append(re.sub(r"[^\w.-]", "_", f"by_{swept.key}.svg"))
+        write_bytes(out / files[-1], page.svg(sweep.figure(swept), swept.key).encode())
+        lines += [*aligned(*by_key[1]), ""]
+    return "\n".join([*lines, f"written: {out}/{', '.join(files)}"])

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 from markupsafe import Markup
 
 from fpgm import page
+from fpgm.report import sweep
 from fpgm.report.cells import Cell
 from fpgm.report.collect import Found, Missing
 from fpgm.report.paper import Published, published
+from fpgm.report.sweep import Sweep
 from fpgm.report.table import NOTE, rows
 
 if TYPE_CHECKING:
@@ -23,8 +25,13 @@ Section = tuple[str, Sequence[Markup]]
 Numbered = Mapping[int, Cell]  # a cell has its number's colour in every picture
 
 
-def html(table: Sequence[Cell], runs: Sequence[Found], lacking: Sequence[Missing]) -> str:
-    """summary.html."""
+def html(
+    table: Sequence[Cell],
+    runs: Sequence[Found],
+    lacking: Sequence[Missing],
+    swept: Sweep | None = None,
+) -> str:
+    """summary.html. swept: what the cells are also shown by."""
     counted = [cell for cell in table if cell.problem is None]
     uncounted = [[str(run.directory), run.problem] for run in runs if run.problem]
     done = len(runs) - len(uncounted)
@@ -36,6 +43,9 @@ def html(table: Sequence[Cell], runs: Sequence[Found], lacking: Sequence[Missing
             i for i, c in enumerate(table) if c.problem or (c.paper and c.paper.trust != "ok")
         ]
         sections.append(("Results", [page.table(header, body, doubtful), page.text(NOTE)]))
+    if swept:
+        drawing = page.figure(sweep.figure(swept), f"accuracy over {swept.key}; {sweep.HOLLOW}")
+        sections.append((f"By {swept.key}", [drawing, page.table(*sweep.rows(swept))]))
     for network in dict.fromkeys(cell.network for cell in counted):
         of_network = [cell for cell in counted if cell.network == network]
         sections.append((network, _pictures(network, dict(enumerate(of_network)))))
@@ -61,13 +71,17 @@ def _pictures(network: str, cells: Numbered) -> list[Markup]:
         f"accuracy against MACs; bars: standard deviation over seeds.{hollow}": accuracy_by_macs(
             cells, papers
         ),
-        "test accuracy of the zeroed network after each epoch.": _by_epoch(
-            cells, "top-1, %", lambda row: row["accuracy_after"], floor=False
-        ),
     }
+    trained = {index: cell for index, cell in cells.items() if cell.runs[0].history}
+    if trained:
+        drawings["test accuracy of the zeroed network after each epoch."] = _by_epoch(
+            trained, "top-1, %", lambda row: row["accuracy_after"], floor=False
+        )
+    if pruned:
+        drawings["filters kept, layer by layer, of the first seed."] = _kept_by_layer(pruned)
+    pruned = {index: cell for index, cell in pruned.items() if index in trained}
     if pruned:
         drawings |= {
-            "filters kept, layer by layer, of the first seed.": _kept_by_layer(pruned),
             "churn, the share of pruned filters that were not pruned the epoch before.": _by_epoch(
                 pruned, "churn", lambda row: row["churn"]
             ),
@@ -156,12 +170,13 @@ def _elsewhere(cells: Sequence[Cell]) -> list[Published]:
 
 
 def _papers(rows: Sequence[Published]) -> Markup:
-    header = ["network", "method", "rate", "start", "top-1 %", "MACs", "trust"]
+    header = ["source", "network", "method", "rate", "start", "top-1 %", "MACs", "trust"]
     doubtful = [index for index, paper in enumerate(rows) if paper.trust != "ok"]
     lines = [
         [
-            f"{p.dataset} {p.arch}", p.method, p.rate, "pretrained" if p.pretrained else "scratch",
-            p.top1, p.macs_reduction and (p.macs_reduction, f"-{p.macs_reduction} %"),
+            p.source, f"{p.dataset} {p.arch}", p.method, p.layers or p.rate,
+            "pretrained" if p.pretrained else "scratch", p.top1,
+            p.macs_reduction and (p.macs_reduction, f"-{p.macs_reduction} %"),
             f"{p.trust}: {p.note}" if p.note else p.trust,
         ]
         for p in rows

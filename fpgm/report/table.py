@@ -7,32 +7,44 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fpgm.report.cells import Cell, Spread
+from fpgm.report.cells import Cell, Spread, baseline_of
 from fpgm.report.collect import Found, Missing
 
 HEADER = (
-    "network", "method", "rate", "start", "seeds", "top-1 %", "best %", "paper %", "difference",
-    "verdict", "MACs", "paper's", "same answer",
+    "network", "method", "rate", "start", "seeds", "first zeroing %", "top-1 %", "best %",
+    "error reduction", "paper %", "difference", "verdict", "MACs", "paper's", "same answer",
 )  # fmt: skip
 NOTE = (
     "top-1: of the compact network after the last epoch, mean ± sample standard deviation over the "
-    "seeds. best: of the best epoch, chosen on the test images as the papers chose theirs. "
+    "seeds. first zeroing: of a trained network right after it was first pruned, before any "
+    "training. best: of the best epoch, chosen on the test images as the papers chose theirs. "
+    "error reduction: (error of the baseline - error) / error of the baseline, of the means. "
     "difference: ours after the last epoch minus the paper's; within a spread: no larger "
     "than that standard deviation. MACs: reduction, counted on the "
     "compact network; the paper's is its closed form with fractional channels. same answer: of the "
     "compact network and the zeroed one, share of the test images."
 )
 Shown = str | tuple[float, str]  # what it is sorted by, and how it is shown
+Rows = tuple[list[str], list[list[Shown]]]  # header and body
 
 
-def rows(table: Sequence[Cell]) -> tuple[list[str], list[list[Shown]]]:
+def rows(table: Sequence[Cell]) -> Rows:
     """The header and a row for each cell, without columns that are empty throughout."""
-    full = [_row(cell) for cell in table]
+    full = [_row(cell, baseline_of(cell, table)) for cell in table]
     used = [i for i in range(len(HEADER)) if any(row[i] for row in full)]
     return [HEADER[i] for i in used], [[row[i] for i in used] for row in full]
 
 
-def _row(cell: Cell) -> tuple[Shown, ...]:
+def error_reduction(cell: Cell, baseline: Cell | None) -> float | None:
+    """(error of the baseline - error) / error of the baseline, in percent, as in FPGM's abstract:
+    (6.32 - 6.15) / 6.32 = 2.69 %."""
+    if baseline is None:
+        return None
+    ours, theirs = (100 - c.spread("accuracy", "compact_last").mean for c in (cell, baseline))
+    return 100 * (theirs - ours) / theirs if theirs else None
+
+
+def _row(cell: Cell, baseline: Cell | None) -> tuple[Shown, ...]:
     paper = cell.paper
     head = (cell.network, f"{cell.method} {cell.also}".strip(), cell.rate, cell.start)
     published: Shown = ""
@@ -40,24 +52,26 @@ def _row(cell: Cell) -> tuple[Shown, ...]:
         published = (paper.top1, str(Spread(paper.top1, paper.std)))
     cut = "" if paper is None or paper.macs_reduction is None else _percent(-paper.macs_reduction)
     if cell.problem:
-        return (*head, "", cell.problem, "", published, "", "", "", cut, "")
+        return (*head, "", "", cell.problem, "", "", published, "", "", "", cut, "")
     last, best = cell.spread("accuracy", "compact_last"), cell.spread("accuracy", "best", "zeroed")
     difference: Shown = ""
     if paper is not None and paper.top1 is not None and cell.comparable:
         value = _rounded(last.mean - paper.top1, 2)
         difference = (value, f"{value:+.2f}")
+    first, fewer = cell.first_zeroing, error_reduction(cell, baseline)
     same = cell.spread("equivalence", "agreement").mean
     return (
-        *head, ",".join(map(str, cell.seeds)), (last.mean, str(last)), (best.mean, str(best)),
-        published, difference, cell.verdict(), _percent(-cell.spread("reduction", "macs").mean),
-        cut,
+        *head, ",".join(map(str, cell.seeds)), (first.mean, str(first)) if first else "",
+        (last.mean, str(last)), (best.mean, str(best)),
+        "" if fewer is None else _percent(fewer, 2), published, difference, cell.verdict(),
+        _percent(-cell.spread("reduction", "macs").mean), cut,
         # 100 % only where it is all of them
         (same, "100 %" if same == 1 else f"{min(100 * same, 99.99):.2f} %"),
     )  # fmt: skip
 
 
-def _percent(change: float) -> tuple[float, str]:
-    return change, f"{_rounded(change, 1):+.1f} %"
+def _percent(change: float, digits: int = 1) -> tuple[float, str]:
+    return change, f"{_rounded(change, digits):+.{digits}f} %"
 
 
 def _rounded(value: float, digits: int) -> float:
@@ -69,21 +83,25 @@ def text(shown: Shown) -> str:
     return shown if isinstance(shown, str) else shown[1]
 
 
-def aligned(table: Sequence[Cell]) -> list[str]:
+def aligned(header: Sequence[str], body: Sequence[Sequence[Shown]]) -> list[str]:
     """Lines with the columns one below the other."""
-    header, body = rows(table)
-    lines = [header, *([text(cell) for cell in row] for row in body)]
+    lines = [list(header), *([text(cell) for cell in row] for row in body)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     form = "  ".join(f"{{:{width}}}" for width in widths)
     return [form.format(*line).rstrip() for line in lines]
 
 
-def markdown(table: Sequence[Cell], runs: Sequence[Found], lacking: Sequence[Missing]) -> str:
-    """summary.md."""
-    header, body = rows(table)
-    lines = ["# Runs", "", NOTE, "", f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
-    for row in body:
-        lines.append("| " + " | ".join(text(cell).replace("|", "\\|") for cell in row) + " |")
+def markdown(
+    table: Sequence[Cell],
+    runs: Sequence[Found],
+    lacking: Sequence[Missing],
+    swept: tuple[str, Rows] | None = None,
+) -> str:
+    """summary.md. swept: what the cells are also shown by, and how."""
+    lines = ["# Runs", "", NOTE, "", *_lines(*rows(table))]
+    if swept:
+        key, by_key = swept
+        lines += ["", f"## By {key}", "", *_lines(*by_key)]
     uncounted = [f"- `{run.directory}`: {run.problem}" for run in runs if run.problem]
     if uncounted:
         lines += ["", "## Not counted", "", *uncounted]
@@ -91,6 +109,14 @@ def markdown(table: Sequence[Cell], runs: Sequence[Found], lacking: Sequence[Mis
         lines += ["", "## Missing", ""]
         lines += [f"- `{one.command}` ({one.state})" for one in lacking]
     return "\n".join([*lines, ""])
+
+
+def _lines(header: Sequence[str], body: Sequence[Sequence[Shown]]) -> list[str]:
+    """A table of Markdown."""
+    lines = [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
+    for row in body:
+        lines.append("| " + " | ".join(text(cell).replace("|", "\\|") for cell in row) + " |")
+    return lines
 
 
 def comma_separated(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -102,8 +128,8 @@ def comma_separated(rows: Sequence[Mapping[str, Any]]) -> str:
     return content.getvalue()
 
 
-def numbers(cell: Cell) -> dict[str, Any]:
-    """A row of summary.csv."""
+def numbers(cell: Cell, baseline: Cell | None = None) -> dict[str, Any]:
+    """A row of summary.csv. baseline: what the cell is held against."""
     last, best = ("accuracy", "compact_last"), ("accuracy", "best", "zeroed")
     means = {
         "top1_mean": last, "best_mean": best, "macs": ("compact", "macs"),
@@ -114,11 +140,14 @@ def numbers(cell: Cell) -> dict[str, Any]:
     if cell.problem is None:
         ours = {key: cell.spread(*entry).mean for key, entry in means.items()}
         ours |= {"top1_std": cell.spread(*last).std, "best_std": cell.spread(*best).std}
+        ours["first_zeroing_mean"] = cell.first_zeroing and cell.first_zeroing.mean
+        ours["error_reduction"] = error_reduction(cell, baseline)
     paper = cell.paper
     return {
         "network": cell.network, "method": cell.method, "rate": cell.rate, "start": cell.start,
         "also": cell.also, "seeds": " ".join(map(str, cell.seeds)),
         **{key: ours.get(key) for key in ("top1_mean", "top1_std", "best_mean", "best_std")},
+        **{key: ours.get(key) for key in ("first_zeroing_mean", "error_reduction")},
         "paper_top1": paper and paper.top1, "paper_std": paper and paper.std,
         "paper_trust": paper and paper.trust, "paper_note": paper and paper.note,
         "verdict": cell.verdict(), "macs": ours.get("macs"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,22 +14,39 @@ from fpgm.runs.run import read_config
 # What a baseline need not share with the run that starts from it.
 _OF_PRUNING = (
     "criterion", "schedule", "optimizer", "pretrained", "rate", "macs_target", "residual", "align",
-    "scope", "tune", "target", "target_batch",
+    "scope", "scope_norm", "scope_cost", "floor", "tune", "target", "target_batch", "layers",
+    "rates", "ignore", "widths", "rounding", "threshold", "latency_target", "latency_table",
 )  # fmt: skip
+_AMOUNTS = ("macs_target", "rates", "widths", "threshold", "latency_target")  # beside rate
+
+
+def is_baseline(pretrained: str | None) -> bool:
+    """Whether pretrained= means the baseline beside a run: baseline, or baseline+METHOD+..., the
+    one that was trained with these methods."""
+    return pretrained is not None and re.fullmatch(r"baseline(\+\w+)*", pretrained) is not None
 
 
 def find_baseline(directory: Path, config: Mapping[str, Any], words: Iterable[str]) -> Path:
     """The finished baseline of the same data set, network and seed that lies beside `directory`.
 
+    With pretrained=baseline+METHOD it is one that was trained with that method (in Network Slimming
+    a penalty), and no other; else with those of the run itself.
+
     words: the command line, for the command that would make one. Of several, the one that this
     run has begun with, or the only one of as many epochs. Raises Error where there is none, and
     where it is not clear which is meant.
     """
+    given = str(config.get("pretrained"))
+    methods = given.split("+")[1:]
     finished = {}  # directory: whether it was trained as long
     for other in sorted(path.parent for path in directory.parent.glob("*/report.json")):
         theirs = read_config(other)
-        scratch = theirs["rate"] == 0 and not theirs["macs_target"] and not theirs["pretrained"]
-        if scratch and _identity(theirs) == _identity(config):
+        whole = theirs["rate"] == 0 and all(theirs.get(key) in (None, [], {}) for key in _AMOUNTS)
+        if methods and set(theirs["method"]) != set(methods):
+            continue
+        # Methods that are named here count, whatever this run's own are.
+        ours = {**config, "method": theirs["method"]} if methods else config
+        if whole and not theirs["pretrained"] and _identity(theirs) == _identity(ours):
             finished[other] = theirs["epochs"] == config.get("epochs")
     begun = directory / "config.yaml"
     before = Path(str(read_config(directory)["pretrained"])) if begun.exists() else None
@@ -39,13 +57,18 @@ def find_baseline(directory: Path, config: Mapping[str, Any], words: Iterable[st
         return as_long[0]
     if as_long:
         raise Error(
-            f"pretrained=baseline: could be any of {', '.join(map(str, as_long))}; name the one "
+            f"pretrained={given}: could be any of {', '.join(map(str, as_long))}; name the one "
             "with pretrained=DIR"
         )
     kept = [w for w in words if w.partition("=")[0].split(".")[0].lstrip("+") not in _OF_PRUNING]
+    if methods:
+        kept = [word for word in kept if not word.startswith("method")]
+        kept.append(
+            f"method={methods[0]}" if len(methods) == 1 else f"'method=[{','.join(methods)}]'"
+        )
     kept.sort(key=lambda word: not word.startswith("experiment="))
     raise Error(
-        f"pretrained=baseline: no finished run at rate=0 of arch={config.get('arch')} "
+        f"pretrained={given}: no finished run at rate=0 of arch={config.get('arch')} "
         f"seed={config.get('seed')} in {directory.parent}; make it with: "
         f"fpgm-train {' '.join([*kept, 'rate=0'])}"
     )

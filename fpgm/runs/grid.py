@@ -24,8 +24,8 @@ from fpgm.runs.files import write_text
 
 Words = list[str]
 FILE = "grid.json"
-BASELINE = "pretrained=baseline"
-_GROUPS = ("arch", "criterion", "dataset", "optimizer", "schedule")
+_BASELINE = re.compile(r"pretrained=baseline(\+\w+)*")
+_GROUPS = ("arch", "criterion", "dataset", "layers", "optimizer", "schedule")
 
 
 class FailedRunsError(Error):
@@ -105,7 +105,10 @@ def everything(rows: Sequence[Mapping[str, Any]], asked: Sequence[str]) -> list[
 def waves(jobs: Iterable[Words]) -> list[list[Words]]:
     """In two waves where some start from a baseline that another makes."""
     jobs = [list(words) for words in dict.fromkeys(map(tuple, jobs))]
-    parts = [[w for w in jobs if (BASELINE in w) == later] for later in (False, True)]
+    parts = [
+        [words for words in jobs if any(map(_BASELINE.fullmatch, words)) == later]
+        for later in (False, True)
+    ]
     return [part for part in parts if part]
 
 

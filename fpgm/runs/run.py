@@ -123,18 +123,22 @@ class Run:
     # An interrupt inside TensorBoard's queue leaves its thread waiting, and close() with it.
     @uninterrupted()
     def record(
-        self, history: Sequence[Mapping[str, Any]], scores: Mapping[str, Any] | None = None
+        self,
+        history: Sequence[Mapping[str, Any]],
+        scores: Mapping[str, Any] | None = None,
+        columns: Sequence[str] = (),
     ) -> None:
         """Write all epochs to history.csv and the last of them to TensorBoard. Raises OSError.
 
-        scores: layer -> (N,), what the filters were selected by after the last epoch.
+        scores: layer -> (N,), what the filters were selected by after the last epoch; columns: of
+        history.csv where there is no epoch.
         """
         text = io.StringIO()
-        writer = csv.DictWriter(text, fieldnames=list(history[0]))
+        writer = csv.DictWriter(text, fieldnames=list(history[0]) if history else columns)
         writer.writeheader()
         writer.writerows(history)
         write_text(self.directory / "history.csv", text.getvalue())
-        row = history[-1]
+        row = history[-1] if history else {"epoch": 0}
         if self._board is None:
             from torch.utils.tensorboard import SummaryWriter
 

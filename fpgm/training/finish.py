@@ -10,7 +10,7 @@ from torch import nn
 
 from fpgm.compaction.compact import compact, compare, equivalence
 from fpgm.errors import Error, ShippingError
-from fpgm.graph.cost import cost, paper_reduction
+from fpgm.graph.cost import Cost, cost, paper_reduction
 from fpgm.graph.trace import trace
 from fpgm.machine.device import environment
 from fpgm.runs import checkpoint
@@ -42,26 +42,22 @@ def finish(task: Task, run: Run) -> dict[str, Any]:
     # Both networks are asked and saved before anything is judged.
     (full, labels), (reduced, _) = logits(model, images), logits(small, images)
     more = {"ballast": ballast} if ballast else {}
-    bytes_ = save(task, "zeroed.pt", model, {}), save(task, "compact.pt", small, more)
+    sizes = save(task, "zeroed.pt", model, {}), save(task, "compact.pt", small, more)
     # The proof: one function, measured on every test image.
     measured = compare(full, reduced)
     problems += proven(task, small, measured)
     dense, compacted = (cost(network, images.image_shape) for network in (model, small))
     c, kept = task.config, {name: len(filters) for name, filters in keep.items()}
-    rule = task.goal.rule
-    sizes = {layer.name: layer.filters for layer in dense.layers}
-    rates = {name: rule.rate_of(name, c.rate, sizes[name]) for name in kept}
-    as_paper = (c.residual, c.align, c.macs_target, c.scope) == ("independent", 1, None, "layer")
-    as_paper = as_paper and c.threshold is None
-    macs = {layer.name: layer.macs for layer in dense.layers}
-    floor = at_floor(task.prunable.groups, kept, c.align, c.floor) if rule.one_ranking else []
+    ranked = task.goal.rule.one_ranking
+    floor = at_floor(task.prunable.groups, kept, c.align, c.floor) if ranked else []
     report = result.report(
         config=c.as_dict(),
         environment=environment(task.device, task.precision),
         history=task.history,
+        opening=(task.opening.given, task.opening.zeroed),
         costs=(dense, compacted),
-        sizes=bytes_,
-        paper_macs=paper_reduction(trace(model), macs, rates) if as_paper else None,
+        sizes=sizes,
+        paper_macs=_paper_macs(task, dense),
         accuracies=(accuracy(full, labels), accuracy(reduced, labels)),
         top5=accuracy(reduced, labels, top=5) if len(images.classes) >= MANY_CLASSES else None,
         equivalence=measured,
@@ -76,6 +72,18 @@ def finish(task: Task, run: Run) -> dict[str, Any]:
         task.warn(warning)
     run.finish(report, result.markdown(report, str(run.directory)))
     return report
+
+
+def _paper_macs(task: Task, dense: Cost) -> float | None:
+    """Reduction of MACs by the papers' closed form, in percent, None where it says nothing."""
+    c, rule = task.config, task.goal.rule
+    theirs = (c.residual, c.align, c.macs_target, c.scope) == ("independent", 1, None, "layer")
+    if not theirs or c.threshold is not None:
+        return None
+    filters = {layer.name: layer.filters for layer in dense.layers}
+    rates = {name: rule.rate_of(name, c.rate, filters[name]) for name in task.schedule.keep}
+    macs = {layer.name: layer.macs for layer in dense.layers}
+    return paper_reduction(trace(task.full.network), macs, rates)
 
 
 def save(task: Task, name: str, network: nn.Module, more: dict[str, Any]) -> int:

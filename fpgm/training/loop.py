@@ -30,6 +30,12 @@ from fpgm.training.task import Task
 
 log = logging.getLogger("fpgm")
 
+# Of history.csv, in its order.
+COLUMNS = (
+    "epoch", "lr", "train_loss", "accuracy_before", "accuracy_after", "churn", "pruned", "revived",
+    "dead", "seconds", "train_s", "input_s", "prune_s", "eval_s",
+)  # fmt: skip
+
 
 def train(task: Task, run: Run) -> None:
     """Take a task from where it stands through its last epoch.
@@ -38,6 +44,8 @@ def train(task: Task, run: Run) -> None:
     from there.
     """
     _announce(task, run)
+    if task.epochs == 0 and task.ranks.first:
+        run.record([], task.schedule.scores, COLUMNS)
     for epoch in range(len(task.history), task.epochs):
         task.history.append(one_epoch(task, epoch))
         if task.ranks.first:

@@ -66,6 +66,7 @@ def report(
     config: Mapping[str, Any],
     environment: Mapping[str, Any],
     history: Sequence[Mapping[str, Any]],
+    opening: tuple[float | None, float | None],
     costs: tuple[Cost, Cost],
     sizes: tuple[int, int],
     paper_macs: float | None,
@@ -79,11 +80,11 @@ def report(
     problems: Sequence[str],
     train_images: int,
 ) -> dict[str, Any]:
-    """report.json. Pairs are (full width, compact); accuracies and reductions in percent."""
+    """report.json. Pairs are (full width, compact); accuracies and reductions in percent; opening:
+    of a trained network before training, (as given, right after the first zeroing)."""
     dense, small = costs
     after = {layer.name: layer for layer in small.layers}
     kept = {layer.name: kept.get(layer.name, layer.filters) for layer in dense.layers}
-    best = max(history, key=lambda row: row["accuracy_after"])
     return {
         "schema": SCHEMA,
         "status": "done",
@@ -101,23 +102,13 @@ def report(
             "params": 100 * (1 - small.params / dense.params),
             "paper_macs": paper_macs,
         },
-        "accuracy": {
-            "dense": history[-1]["accuracy_before"],
-            "zeroed_last": accuracies[0],
-            "compact_last": accuracies[1],
-            "compact_last_top5": top5,
-            "best": {
-                "zeroed": best["accuracy_after"],
-                "epoch": best["epoch"],
-                "chosen_on": "test",
-            },
-        },
+        "accuracy": _accuracy(history, opening, accuracies, top5),
         "equivalence": equivalence,
         "pruning": {
             "pruned_filters": sum(a.filters - kept[a.name] for a in dense.layers),
             "churn": [row["churn"] for row in history],
             "revived": [row["revived"] for row in history],
-            "dead_filters": history[-1]["dead"],
+            "dead_filters": history[-1]["dead"] if history else 0,
             "collapsed": list(collapsed),
             "kept_full": kept_full,
         },
@@ -138,12 +129,35 @@ def report(
     }
 
 
+def _accuracy(
+    history: Sequence[Mapping[str, Any]],
+    opening: tuple[float | None, float | None],
+    accuracies: tuple[float, float],
+    top5: float | None,
+) -> dict[str, Any]:
+    # Without an epoch the network is as it was given, then as it was zeroed.
+    given, first_zeroing = opening
+    at_end = {"epoch": 0, "accuracy_after": accuracies[0]}
+    best = max(history, key=lambda row: row["accuracy_after"], default=at_end)
+    return {
+        "dense": history[-1]["accuracy_before"] if history else given,
+        "first_zeroing": first_zeroing,
+        "zeroed_last": accuracies[0],
+        "compact_last": accuracies[1],
+        "compact_last_top5": top5,
+        "best": {"zeroed": best["accuracy_after"], "epoch": best["epoch"], "chosen_on": "test"},
+    }
+
+
 def _timing(history: Sequence[Mapping[str, Any]], train_images: int) -> dict[str, float]:
     spent = {key: sum(row[key] for row in history) for key in ("train_s", "prune_s", "eval_s")}
-    return {**spent, "images_per_s": train_images * len(history) / spent["train_s"]}
+    speed = train_images * len(history) / spent["train_s"] if history else 0.0
+    return {**spent, "images_per_s": speed}
 
 
 def _warnings(history: Sequence[Mapping[str, Any]], zeroed: float) -> list[str]:
+    if not history:  # what pruning alone costs is what was asked
+        return []
     before = history[-1]["accuracy_before"]
     if before - zeroed <= COSTLY_ZEROING:
         return []
@@ -194,8 +208,13 @@ def table(report: Mapping[str, Any], directory: str) -> str:
         lines.append(f"pruned down to the floor, {len(collapsed)} layers: {', '.join(collapsed)}")
     if report.get("tuning"):
         lines.append(_tuning_line(report["tuning"]))
+    first = accuracy.get("first_zeroing")  # reports of before have none
+    untrained = report["config"]["epochs"] == 0
+    if first is not None and not untrained:
+        lines.append(f"accuracy right after the first zeroing, before any training {first:.2f} %")
+    what = "of the given network" if untrained else "before the last zeroing"
     lines += [
-        f"accuracy before the last zeroing {accuracy['dense']:.2f} %, "
+        f"accuracy {what} {accuracy['dense']:.2f} %, "
         f"zeroed {accuracy['zeroed_last']:.2f} %, compact {accuracy['compact_last']:.2f} %",
         f"compact against zeroed on {same['images']} test images: largest difference "
         f"{same['max_abs_diff']:.1e} of {same['max_abs_logit']:.1f}, "
@@ -217,6 +236,8 @@ def _tuning_line(tuning: Mapping[str, Any]) -> str:
 def markdown(report: Mapping[str, Any], directory: str) -> str:
     """report.md: the closing table, the layers and the epochs of one run."""
     config, environment = report["config"], report["environment"]
+    churn, best = report["pruning"]["churn"], report["accuracy"]["best"]
+    speed = f": {report['timing']['images_per_s']:.0f} training images a second" if churn else ""
     lines = [
         f"# {config['arch']} on {config['dataset']['name']}: {config['criterion']['name']}, "
         f"{config['schedule']['name']}, rate {config['rate']}",
@@ -228,10 +249,11 @@ def markdown(report: Mapping[str, Any], directory: str) -> str:
         *(f"**Warning**: {warning}\n" for warning in report["warnings"]),
         f"Measured on {environment['processor']} ({environment['device']}, "
         f"{environment['threads']} threads, {environment['precision']}), torch "
-        f"{environment['torch']}: {report['timing']['images_per_s']:.0f} training images a second.",
-        f"Best epoch, chosen on the {report['accuracy']['best']['chosen_on']} images: "
-        f"{report['accuracy']['best']['zeroed']:.2f} % zeroed at epoch "
-        f"{report['accuracy']['best']['epoch']}.",
+        f"{environment['torch']}{speed}.",
+        f"Best epoch, chosen on the {best['chosen_on']} images: {best['zeroed']:.2f} % zeroed at "
+        f"epoch {best['epoch']}."
+        if churn
+        else "Nothing was trained.",
         "",
         "| layer | filters | kept | MACs dense | MACs compact |",
         "|---|---:|---:|---:|---:|",
@@ -241,16 +263,12 @@ def markdown(report: Mapping[str, Any], directory: str) -> str:
             for layer in report["layers"]
         ),
         "",
-        "| epoch | churn | revived |",
-        "|---:|---:|---:|",
-        *(
-            f"| {epoch} | {churn:.3f} | {revived} |"
-            for epoch, (churn, revived) in enumerate(
-                zip(report["pruning"]["churn"], report["pruning"]["revived"], strict=True), 1
-            )
-        ),
-        "",
     ]
+    if churn:
+        lines += ["| epoch | churn | revived |", "|---:|---:|---:|"]
+        by_epoch = zip(churn, report["pruning"]["revived"], strict=True)
+        lines += [f"| {at} | {c:.3f} | {revived} |" for at, (c, revived) in enumerate(by_epoch, 1)]
+        lines.append("")
     if report["pruning"]["kept_full"]:
         lines += ["Kept at full width:", ""]
         lines += [f"- `{name}`: {why}" for name, why in report["pruning"]["kept_full"].items()]

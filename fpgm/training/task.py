@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,9 +31,20 @@ from fpgm.methods.latency import Latency
 from fpgm.networks import models
 from fpgm.runs import checkpoint
 from fpgm.selection.rule import Rule
+from fpgm.selection.zero import pruned
 from fpgm.shipping.runtimes import Target, require
+from fpgm.training.evaluate import accuracy, logits
 
 log = logging.getLogger("fpgm")
+
+
+@dataclass(frozen=True)
+class Opening:
+    """Accuracies of a trained network before training, in percent, None where not measured. given:
+    as it was handed over; zeroed: right after the first zeroing."""
+
+    given: float | None = None
+    zeroed: float | None = None
 
 
 @dataclass
@@ -43,7 +54,8 @@ class Task:
     arch: the arguments of models.model that give this network; full: the network at full width and
     its optimizer; trained: what is stepped, the same or what a method has put in its place;
     methods: in the order in which they act, the schedule among them; history: a row for each epoch
-    done; problem: what was wrong with the checkpoint that it goes on from.
+    done; opening: accuracies of a trained network before training; problem: what was wrong with the
+    checkpoint that it goes on from.
     """
 
     config: Config
@@ -57,6 +69,7 @@ class Task:
     ranks: Ranks
     methods: list[Method] = field(default_factory=list, init=False)
     history: list[dict[str, Any]] = field(default_factory=list, init=False)
+    opening: Opening = field(default_factory=Opening, init=False)
     problem: str | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -130,6 +143,7 @@ class Task:
             "optimizer": self.full.optimizer.state_dict(),
             "methods": [method.state() for method in self.methods],
             "history": self.history,
+            "opening": asdict(self.opening),
         }
 
     def resume(self, state: Mapping[str, Any]) -> None:
@@ -139,6 +153,7 @@ class Task:
         for method, before in zip(self.methods, state["methods"], strict=True):
             method.resume(before)
         self.history = list(state["history"])
+        self.opening = Opening(**state.get("opening", {}))
 
 
 def asked(values: Mapping[str, Any]) -> Config:
@@ -245,8 +260,7 @@ def prepare(
     if state is not None:
         task.resume(state)
     else:
-        for method in task.methods:
-            method.start()
+        start(task)
     return task
 
 
@@ -260,6 +274,22 @@ def _latency(config: Config, directory: Path, image: tuple[int, int, int]) -> La
         )
     target = Target(config.target, image, config.target_batch, torch.get_num_threads())
     return Latency(config.latency_target, target, directory, given)
+
+
+def start(task: Task) -> None:
+    """The methods' first moment, and what it costs a trained network: measured here once, in
+    float32, as no later moment of the run can say it."""
+    given = _accuracy(task) if task.epochs == 0 else None
+    for method in task.methods:
+        method.start()
+    masks = pruned(task.full.network, task.schedule.keep).values()
+    zeroed = not task.from_scratch and any(mask.any() for mask in masks)
+    task.opening = Opening(given, _accuracy(task) if zeroed else None)
+
+
+def _accuracy(task: Task) -> float:
+    """Of the network at full width as it stands, on the test images, in percent."""
+    return accuracy(*logits(task.full.network, task.images, ranks=task.ranks))
 
 
 def _images(config: Config, ranks: Ranks) -> Images:

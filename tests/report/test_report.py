@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import csv
-import functools
 import json
 import math
 import os
@@ -18,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from commands import compose
+from finished import a_run, composed, seeds, summary
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -33,15 +30,6 @@ from fpgm.report.table import numbers, rows, text
 from fpgm.runs import grid
 
 
-@functools.cache
-def _composed(*words: str) -> dict:
-    return compose(*words)
-
-
-def composed(*words: str) -> dict:
-    return copy.deepcopy(_composed(*words))
-
-
 @pytest.fixture(autouse=True)
 def pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawn only where a test is about the page: they take seconds."""
@@ -51,53 +39,6 @@ def pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 def _lines_of_the_page(*_: object) -> str:
     return ""
-
-
-def a_run(
-    where: Path,
-    *words: str,
-    top1: float = 91.0,
-    epochs: int | None = None,
-    done: bool = True,
-    precision: str = "float32",
-) -> Path:
-    """A run directory as fpgm-train leaves it, with these figures."""
-    where.mkdir(parents=True)
-    values = dict(word.partition("=")[::2] for word in words)
-    config = composed(*(word for word in words if not word.startswith("seed=")))
-    config["seed"] = int(values.get("seed", 0))
-    (where / "config.yaml").write_text(yaml.safe_dump(config))
-    row = {"lr": 0.1, "train_loss": 1.0, "accuracy_before": top1, "churn": 0.1, "revived": 3,
-           "accuracy_after": top1, "pruned": 264, "dead": 5, "seconds": 1.0}  # fmt: skip
-    with (where / "history.csv").open("w") as file:
-        writer = csv.DictWriter(file, ["epoch", *row])
-        writer.writeheader()
-        epochs = config["epochs"] if epochs is None else epochs
-        writer.writerows({"epoch": epoch + 1, **row} for epoch in range(epochs))
-    macs = 40_551_040 if config["rate"] == 0 else 18_488_502
-    content = {
-        "schema": 1,
-        "config": config,
-        "environment": {"precision": precision},
-        "accuracy": {"compact_last": top1, "best": {"zeroed": top1 + 0.5}},
-        "compact": {"macs": macs, "params": 124_079},
-        "reduction": {"macs": 100 * (1 - macs / 40_551_040)},
-        "equivalence": {"agreement": 1.0, "max_abs_diff": 1e-6},
-        "layers": [{"name": f"conv{i}", "filters": 16, "kept": 10} for i in range(19)],
-    }
-    if done:
-        (where / "report.json").write_text(json.dumps(content))
-    return where
-
-
-def seeds(where: Path, *words: str, top1: tuple[float, ...] = (90.2, 90.5, 90.8)) -> None:
-    for seed, value in enumerate(top1):
-        a_run(where / f"{grid.run_name(words)},seed={seed}", *words, f"seed={seed}", top1=value)
-
-
-def summary(where: Path) -> list[dict[str, str]]:
-    with (where / "summary.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def test_cell_is_mean_and_sample_deviation_beside_the_papers_figure(tmp_path: Path) -> None:
@@ -332,7 +273,7 @@ def test_configuration_of_an_earlier_version_is_named(tmp_path: Path) -> None:
 
 
 def test_every_cell_of_table_1_that_is_ok_is_met_by_its_run() -> None:
-    rows = [p for p in paper.published() if p.dataset == "cifar10" and p.trust == "ok"]
+    rows = [p for p in paper.published() if p.source == "FPGM table 1" and p.trust == "ok"]
     own = [p for p in rows if p.method in ("SFP", "FPGM-only", "FPGM-mix", "baseline")]
     assert len(own) == 4 + 15
     how = {"SFP": ("criterion=l2", "schedule=soft"), "FPGM-mix": ("criterion=mix",)}

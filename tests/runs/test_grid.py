@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fpgm.errors import Error
+from fpgm.report import paper
 from fpgm.report.collect import missing
 from fpgm.runs import grid
 from fpgm.runs.baseline import find_baseline
@@ -129,6 +130,8 @@ def test_the_command_for_a_missing_run_makes_that_run_and_no_other(table: list[d
 
 def test_runs_that_start_from_a_baseline_wait_for_it() -> None:
     first, second = grid.waves(grid.runs(ROWS))
+    sparse = ["rate=0", "method=slimming"], ["rate=0.4", "pretrained=baseline+slimming"]
+    assert grid.waves(sparse[::-1]) == [[sparse[0]], [sparse[1]]]
     assert len(first) == 6
     assert [["pretrained=baseline" in job for job in wave] for wave in (first, second)] == [
         [False] * 6,
@@ -155,11 +158,20 @@ def jobs_of(experiment: str) -> list[list[str]]:
     return grid.runs(jobs_rows(experiment))
 
 
+def covering(row: dict) -> list[list[str]]:
+    """A few of a row's runs, in which each of its values is met."""
+    lists = {key: v if isinstance(v, list) else [v] for key, v in row.items()}
+    count = max(map(len, lists.values()), default=1)
+    rows = [{key: v[i % len(v)] for key, v in lists.items()} for i in range(count)]
+    return [job for one in rows for job in grid.runs([one])]
+
+
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_every_run_of_every_experiment_is_a_valid_configuration(experiment: str) -> None:
+def test_every_row_of_every_experiment_is_a_valid_configuration(experiment: str) -> None:
     root = ["dataset.root=DIR"] if "imagenet" in experiment or "table2" in experiment else []
-    for job in jobs_of(experiment):
-        asked(compose(f"experiment={experiment}", *job, *root))
+    for row in jobs_rows(experiment):
+        for job in covering(row):
+            asked(compose(f"experiment={experiment}", *job, *root))
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -229,6 +241,23 @@ def test_every_row_that_the_paper_has_is_in_its_grid() -> None:
     assert sum("pretrained=baseline" in job for job in table1) == 3
     assert len(table1) == 19
     assert {"arch=resnet20", "criterion=mix", "rate=0.4"} not in table1
+
+
+def test_runs_of_the_grids_are_those_that_the_papers_print() -> None:
+    """Each run that has a figure in a paper is known as that row, by its recipe: none is lacking,
+    and nothing in the grid departs from it."""
+    for experiment, printed in {
+        "fpgm_table3": ["baseline", "PFEC without fine-tuning", "PFEC 40 epochs", "PFEC 160 epochs",
+                        "FPGM without fine-tuning", "FPGM 40 epochs", "FPGM 160 epochs"],
+        "fpgm_table4": ["baseline", "PFEC", "FPGM, PFEC's widths", "FPGM"],
+        "pfec": ["baseline", "baseline", "baseline", "PFEC 40 epochs", "PFEC-A", "PFEC-B", "PFEC-A",
+                 "PFEC-B"],
+    }.items():  # fmt: skip
+        configs = [compose(f"experiment={experiment}", *job) for job in jobs_of(experiment)]
+        rows = [paper.counterpart(config) for config in configs]
+        assert [row.method for row in rows] == printed
+        for row, config in zip(rows, configs, strict=True):
+            assert paper.deviations(row, config, "float32") == [], (experiment, row)
 
 
 def test_a_grid_skips_what_is_done_makes_what_is_missing_and_finds_its_baselines(
@@ -301,3 +330,29 @@ def test_a_baseline_is_the_plain_one_and_never_a_guess(tmp_path: Path) -> None:
     own.mkdir()
     (own / "config.yaml").write_text(yaml.safe_dump({**wanted, "pretrained": str(short)}))
     assert find_baseline(own, wanted, []) == short  # it has begun with that one
+
+
+def test_a_baseline_with_a_method_is_the_one_that_was_trained_with_it(tmp_path: Path) -> None:
+    def finished(name: str, *words: str) -> Path:
+        (tmp_path / name).mkdir()
+        values = asked(compose("dataset=digits", *words)).as_dict()
+        (tmp_path / name / "config.yaml").write_text(yaml.safe_dump(values))
+        (tmp_path / name / "report.json").write_text("{}")
+        return tmp_path / name
+
+    wanted = compose("dataset=digits", "rate=0.4", "pretrained=baseline+slimming")
+    words = [
+        "dataset=digits",
+        "rate=0.4",
+        "scope=global",
+        "layers=x",
+        "pretrained=baseline+slimming",
+    ]
+    finished("plain", "rate=0")
+    finished("by_rates", "arch=resnet20", "rate=0", "method=slimming", "rates={conv1:0.3}")
+    with pytest.raises(Error) as caught:
+        find_baseline(tmp_path / "own", wanted, words)
+    assert str(caught.value).startswith("pretrained=baseline+slimming: no finished run at rate=0")
+    assert str(caught.value).endswith("fpgm-train dataset=digits method=slimming rate=0")
+    sparse = finished("sparse", "rate=0", "method=slimming", "method.slimming.strength=0.01")
+    assert find_baseline(tmp_path / "own", wanted, words) == sparse
