@@ -67,7 +67,7 @@ def _layer(part: SubFigure, layer: Norms) -> None:
         2, 1, sharex=True, gridspec_kw={"height_ratios": [3, 0.4 * (1 + len(names))]}
     )
     lengths, said = layer.filters.norms, layer.diagnosis
-    at = np.linspace(0, 1.15 * lengths.max(), 300)
+    at = np.linspace(0, 1.25 * lengths.max(), 300)
     real = density(lengths, at)
     above.plot(
         at, density(layer.ideal, at), color=GREY, linestyle="--",

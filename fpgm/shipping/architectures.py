@@ -115,9 +115,10 @@ def pair(request: Request, seed: int = 0) -> Pair:
         with torch.inference_mode():
             dense(torch.zeros(1, *request.shape))
     except RuntimeError as error:
+        usual, given = PIXELS[torchvisions], request.shape[1]
         raise ShippingError(
-            f"--image {request.shape[1]}: {request.arch} does not take it ({first_line(error)}); "
-            f"try --image {PIXELS[torchvisions]}"
+            f"--image {given}: {request.arch} does not take it ({first_line(error)}); try "
+            + (f"--image {usual}" if given != usual else "--image with the size it is made for")
         ) from error
     try:
         keep = select(dense, rate=request.rate, residual=request.residual, align=request.align)

@@ -14,6 +14,7 @@ from torch import nn
 import fpgm
 from fpgm.compaction.compact import equivalence
 from fpgm.errors import ShippingError
+from fpgm.networks import models
 from fpgm.shipping import architectures
 from fpgm.shipping import latency as timing
 from fpgm.shipping.architectures import Request, named, pair, published, rates
@@ -121,6 +122,20 @@ def test_a_network_that_is_published_at_another_rate_says_which(
     timing.main(words)
     assert "resnet18 is published at --rate 0.3." in capsys.readouterr().out
     assert not list(tmp_path.iterdir())  # nothing is written unless asked for
+
+
+def test_a_network_for_another_size_is_not_offered_the_one_it_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Rigid(nn.Sequential):
+        def __init__(self, num_classes: int, in_channels: int) -> None:
+            super().__init__(nn.Conv2d(in_channels, 8, 5), nn.Flatten())
+            self.append(nn.Linear(8 * 24 * 24, num_classes))
+
+    monkeypatch.setitem(models.MODELS, "rigid", Rigid)
+    with pytest.raises(ShippingError, match=r"--image 32: rigid .* try --image with the size"):
+        pair(Request("rigid", 0.3))
+    assert pair(Request("rigid", 0.3, image=28)).macs[0] == 8 * 75 * 576 + 8 * 576 * 10
 
 
 @pytest.mark.parametrize(
