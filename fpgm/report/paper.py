@@ -185,7 +185,7 @@ def deviations(row: Published, config: Mapping[str, Any], precision: str) -> lis
     ours = flatten(config) | {"precision": precision}
     if row.pretrained and not row.recipe:
         theirs["optimizer.lr"] = 0.01  # a tenth
-    elif row.arch in _WARMING_UP:
+    elif row.arch in _WARMING_UP and not row.pretrained:
         theirs["optimizer.warmup_epochs"] = 1
     theirs["pretrained"] = _PRETRAINED[row.dataset] if row.pretrained else None
     if theirs["pretrained"] == "baseline" and start not in (None, "torchvision"):

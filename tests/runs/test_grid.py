@@ -258,6 +258,14 @@ def test_runs_of_the_grids_are_those_that_the_papers_print() -> None:
         assert [row.method for row in rows] == printed
         for row, config in zip(rows, configs, strict=True):
             assert paper.deviations(row, config, "float32") == [], (experiment, row)
+    # From a trained network without the warm-up that the same network has from scratch.
+    for experiment in ("fpgm_table1", "sfp_cifar"):
+        tuned = [job for job in jobs_of(experiment) if "pretrained=baseline" in job]
+        for config in (compose(f"experiment={experiment}", *job) for job in tuned):
+            row = paper.counterpart(config)
+            assert row is not None
+            assert row.pretrained
+            assert paper.deviations(row, config, "float32") == []
 
 
 def test_a_grid_skips_what_is_done_makes_what_is_missing_and_finds_its_baselines(
