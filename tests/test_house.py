@@ -18,6 +18,7 @@ PACKAGE = ROOT / "fpgm"
 ORDER = [
     "errors", "keys", "page", "config", "networks", "machine", "graph", "data", "runs", "criteria",
     "selection", "compaction", "shipping", "methods", "training", "cli", "report", "study",
+    "sensitivity",
 ]  # fmt: skip
 
 FILES, LINES, FUNCTION, TOP, LEVELS = 12, 400, 50, 22, 10
