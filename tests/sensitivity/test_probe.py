@@ -120,6 +120,7 @@ def test_accuracies_are_those_of_the_changed_network_in_any_order(
     changes: list[dict[str, Tensor]] = [
         {},
         *({layer: torch.arange(2, 6)} for layer in CHANGES[name]),
+        {CHANGES[name][-1]: torch.arange(1, 4)},  # from the same place once more
         {layer: torch.arange(1, 6) for layer in CHANGES[name][:2]},
     ]
     forwards = [measure.accuracies(keep) for keep in changes]
