@@ -18,7 +18,7 @@ PACKAGE = ROOT / "fpgm"
 ORDER = [
     "errors", "keys", "page", "config", "networks", "machine", "graph", "data", "runs", "criteria",
     "selection", "compaction", "shipping", "methods", "training", "cli", "report", "study",
-    "figures",
+    "figures", "sensitivity",
 ]  # fmt: skip
 
 FILES, LINES, FUNCTION, TOP, LEVELS = 12, 400, 50, 22, 10
@@ -34,6 +34,7 @@ SCHEDULES = {path.stem for path in (ROOT / "configs" / "schedule").glob("*.yaml"
 # What else bears a criterion's name: the public default, the papers' tables, norms, distances.
 OTHER_MEANINGS = {
     ("selection.select", "gm"),
+    ("selection.rule", "gm"),
     ("report.paper", "gm"),
     ("report.paper", "l2"),
     ("report.paper", "mix"),

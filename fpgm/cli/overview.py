@@ -6,12 +6,13 @@ import argparse
 from importlib.metadata import version
 
 COMMANDS = """\
-fpgm-train    train a CNN while pruning its filters, and write the smaller network
-fpgm-report   compare finished runs, with each other and with the papers
-fpgm-study    look at what a criterion sees in a network
-fpgm-figure   the papers' figures of a network: norms, and which feature maps are replaceable
-fpgm-export   the smaller network as ONNX or as torch.export's .pt2
-fpgm-latency  time the network before and after, by runtime"""
+fpgm-train        train a CNN while pruning its filters, and write the smaller network
+fpgm-report       compare finished runs, with each other and with the papers
+fpgm-study        look at what a criterion sees in a network
+fpgm-figure       the papers' figures of a network: norms, and which feature maps are replaceable
+fpgm-sensitivity  what each layer alone can lose, and rates by layer that follow from it
+fpgm-export       the smaller network as ONNX or as torch.export's .pt2
+fpgm-latency      time the network before and after, by runtime"""
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -48,8 +48,11 @@ class Images(Protocol):
     def held_out_count(self) -> int:
         """How many training images are held out; `counts` and `epoch` are without them."""
 
-    def held_out(self, batch_size: int, ranks: Ranks = ALONE) -> Batches:
-        """The training images that are held out, as they are and in order; this rank's share."""
+    def held_out(
+        self, batch_size: int, ranks: Ranks = ALONE, at_most: int | None = None
+    ) -> Batches:
+        """The training images that are held out, as they are and in order; this rank's share.
+        at_most: so many of them, evenly spaced, as they may lie in the order of their classes."""
 
     def preprocessing(self) -> dict[str, object]:
         """What a user of the network must know: channel means and deviations, size, classes."""
@@ -75,6 +78,12 @@ def divided(count: int, share: float) -> tuple[Tensor, Tensor]:
         )
     order = torch.randperm(count, generator=torch.Generator().manual_seed(_HELD_OUT_SEED))
     return order[held:].sort().values, order[:held].sort().values
+
+
+def spaced(count: int, at_most: int | None) -> Tensor:
+    """At most so many of the indices 0..count - 1, evenly spaced: (n,)."""
+    some = count if at_most is None else min(count, at_most)
+    return torch.arange(some) * count // max(some, 1)
 
 
 def preprocessing(

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fpgm.data.images import Batches, normalised, preprocessing, steps
+from fpgm.data.images import Batches, normalised, preprocessing, spaced, steps
 from fpgm.machine.ranks import ALONE, Ranks
 
 
@@ -70,10 +70,13 @@ class Data:
     def held_out_count(self) -> int:
         return 0 if self.held_images is None else len(self.held_images)
 
-    def held_out(self, batch_size: int, ranks: Ranks = ALONE) -> Batches:
+    def held_out(
+        self, batch_size: int, ranks: Ranks = ALONE, at_most: int | None = None
+    ) -> Batches:
         if self.held_images is None or self.held_labels is None:
             return iter(())
-        return self._in_order(self.held_images, self.held_labels, batch_size, ranks)
+        some = spaced(self.held_out_count, at_most).to(self.device)
+        return self._in_order(self.held_images[some], self.held_labels[some], batch_size, ranks)
 
     def preprocessing(self) -> dict[str, object]:
         return preprocessing(self.mean, self.std, self.image_shape, self.classes)

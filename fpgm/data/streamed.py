@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from fpgm.data.folder import list_images, open_image
-from fpgm.data.images import Batches, divided, normalised, preprocessing, steps
+from fpgm.data.images import Batches, divided, normalised, preprocessing, spaced, steps
 from fpgm.errors import DataError
 from fpgm.machine.device import cores
 from fpgm.machine.ranks import ALONE, Ranks, all_say
@@ -80,10 +80,13 @@ class Stream:
         return steps(self.counts[0], batch_size, ranks)
 
     def tests(self, batch_size: int, ranks: Ranks = ALONE) -> Batches:
-        return self._in_order("test", self.counts[1], batch_size, ranks)
+        return self._in_order("test", range(self.counts[1]), batch_size, ranks)
 
-    def held_out(self, batch_size: int, ranks: Ranks = ALONE) -> Batches:
-        return self._in_order("held", self.held_out_count, batch_size, ranks)
+    def held_out(
+        self, batch_size: int, ranks: Ranks = ALONE, at_most: int | None = None
+    ) -> Batches:
+        some = spaced(self.held_out_count, at_most).tolist()
+        return self._in_order("held", some, batch_size, ranks)
 
     def preprocessing(self) -> dict[str, object]:
         return preprocessing(self._mean, self._std, self.image_shape, self.classes)
@@ -101,8 +104,10 @@ class Stream:
             prefetch_factor=4 if self._workers else None,
         )
 
-    def _in_order(self, part: str, count: int, batch_size: int, ranks: Ranks) -> Batches:
-        share = range(count)[ranks.share(count)]
+    def _in_order(
+        self, part: str, indices: Sequence[int], batch_size: int, ranks: Ranks
+    ) -> Batches:
+        share = indices[ranks.share(len(indices))]
         batches = [share[start : start + batch_size] for start in range(0, len(share), batch_size)]
         return self._read(part, [[(i, 0) for i in batch] for batch in batches], ranks)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
 from pathlib import Path
 from urllib.error import URLError
@@ -17,7 +18,7 @@ from PIL import Image
 from tasks import whole
 
 from fpgm.data import memory
-from fpgm.data.images import divided, steps
+from fpgm.data.images import divided, spaced, steps
 from fpgm.data.sets import _moments, load
 from fpgm.errors import DataError
 from fpgm.machine.ranks import Ranks
@@ -351,6 +352,23 @@ def test_held_out_images_are_never_trained_on_whatever_the_seed() -> None:
         assert len(seen) == len(part.train_images)
     assert not out & {image.numpy().tobytes() for image in part.train_images}
     assert torch.equal(images("digits", validation=0.2).held_images, part.held_images)
+
+
+@given(count=st.integers(0, 300), at_most=st.none() | st.integers(1, 400))
+def test_some_of_the_held_out_images_are_from_all_over(count: int, at_most: int | None) -> None:
+    some = spaced(count, at_most).tolist()
+    assert len(some) == (count if at_most is None else min(count, at_most))
+    assert some == sorted(set(some))
+    ends = [-1, *some, count]  # as images may lie by class, none is left out in a long run
+    assert max(b - a for a, b in itertools.pairwise(ends)) <= max(1, -(-count // max(len(some), 1)))
+
+
+def test_at_most_so_many_held_out_images_are_read() -> None:
+    part = images("digits", validation=0.2)
+    (pixels, labels), *others = part.held_out(100, at_most=41)
+    assert (others, len(labels)) == ([], 41)
+    assert torch.equal(labels, part.held_labels[spaced(287, 41)])
+    assert torch.equal(pixels, part.normalise(part.held_images[spaced(287, 41)]))
 
 
 def test_ranks_share_the_held_out_images() -> None:

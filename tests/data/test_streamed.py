@@ -74,6 +74,7 @@ def test_held_out_images_are_never_trained_on(images: Path) -> None:
     # Cut from the middle, as when testing, and nothing at random.
     again = torch.cat([pixels for pixels, _ in stream.held_out(4)])
     assert torch.equal(again, torch.cat([pixels for pixels, _ in held]))
+    assert torch.equal(torch.cat([x for x, _ in stream.held_out(4, at_most=2)]), again[[0, 2]])
     assert sum(len(labels) for _, labels in stream.epoch(8, seed=0)) == 14
 
 

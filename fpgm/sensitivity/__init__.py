@@ -1,0 +1,1 @@
+"""How much each layer alone can lose, and the rates by layer that follow from it."""

@@ -1,0 +1,3 @@
+from fpgm.sensitivity.command import main
+
+main()
