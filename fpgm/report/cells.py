@@ -17,7 +17,7 @@ from fpgm.report.paper import Published, counterpart, deviations, layers_named
 # How a run is made, not what it is.
 _NO_MATTER = {
     "seed", "device", "compile", "dataset.root", "dataset.workers", "dataset.on_error",
-    "schedule.train_compact",
+    "schedule.train_compact", "latency_table",
 }  # fmt: skip
 _OF_PRUNING = ("criterion.", "schedule.", "residual", "align", "scope", "floor", "rates", "ignore",
                "widths", "rounding", "threshold", "latency_t", "macs_target")  # fmt: skip

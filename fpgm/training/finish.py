@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from fpgm.compaction.compact import compact, compare, equivalence
+from fpgm.compaction.constants import Keep
 from fpgm.errors import Error, ShippingError
 from fpgm.graph.cost import Cost, cost, paper_reduction
 from fpgm.graph.trace import trace
@@ -18,6 +19,7 @@ from fpgm.runs.run import Run
 from fpgm.selection.ranking import at_floor
 from fpgm.shipping import tuning
 from fpgm.shipping.runtimes import Target
+from fpgm.shipping.widths import TOLERANCE, both_apart
 from fpgm.training import result
 from fpgm.training.evaluate import accuracy, logits
 from fpgm.training.task import Task
@@ -46,6 +48,8 @@ def finish(task: Task, run: Run) -> dict[str, Any]:
     # The proof: one function, measured on every test image.
     measured = compare(full, reduced)
     problems += proven(task, small, measured)
+    latency, late = timed(task, ballast)
+    problems += late
     dense, compacted = (cost(network, images.image_shape) for network in (model, small))
     c, kept = task.config, {name: len(filters) for name, filters in keep.items()}
     ranked = task.goal.rule.one_ranking
@@ -64,6 +68,7 @@ def finish(task: Task, run: Run) -> dict[str, Any]:
         kept=kept,
         collapsed=floor,
         tuning=tuned.summary() if tuned else None,
+        latency=latency,
         kept_full=task.prunable.kept_full,
         problems=problems,
         train_images=images.counts[0],
@@ -78,7 +83,7 @@ def _paper_macs(task: Task, dense: Cost) -> float | None:
     """Reduction of MACs by the papers' closed form, in percent, None where it says nothing."""
     c, rule = task.config, task.goal.rule
     theirs = (c.residual, c.align, c.macs_target, c.scope) == ("independent", 1, None, "layer")
-    if not theirs or c.threshold is not None:
+    if not theirs or c.threshold is not None or c.latency_target is not None:
         return None
     filters = {layer.name: layer.filters for layer in dense.layers}
     rates = {name: rule.rate_of(name, c.rate, filters[name]) for name in task.schedule.keep}
@@ -116,6 +121,27 @@ def proven(task: Task, small: nn.Module, measured: dict[str, float]) -> list[str
         f"{said}, and by {exact['max_abs_diff']:.3g} in float64: no report; both networks are"
         f" kept in {task.directory}"
     )
+
+
+def timed(task: Task, ballast: Keep) -> tuple[dict[str, Any] | None, list[str]]:
+    """How long the networks take that latency_target has led to, beside what was predicted, and a
+    line where they miss it or could not be timed; None in other runs."""
+    goal = task.goal.latency
+    if goal is None:
+        return None, []
+    target = {"target": goal.target.runtime, "batch": goal.target.batch}
+    found = {**target, "threads": goal.target.threads, "asked": goal.share, **task.schedule.latency}
+    model = copy.deepcopy(task.full.network).cpu()
+    try:
+        dense, small = both_apart(model, task.schedule.keep, ballast, goal.target)
+    except ShippingError as error:
+        return {**found, "final": None}, [f"not timed in the end: {error}"]
+    found["final"] = {"dense_ms": dense, "compact_ms": small, "share": small / dense}
+    if abs(small / dense / goal.share - 1) <= TOLERANCE:
+        return found, []
+    return found, [
+        f"latency_target={goal.share:g}: the trained network takes {small / dense:.3f} of the time"
+    ]
 
 
 def tune_for(task: Task) -> tuple[tuning.Tuned | None, list[str]]:

@@ -39,6 +39,8 @@ def _asked(config: Config, rate: float) -> str:
         amount = "widths by layer"
     if config.threshold is not None:
         amount = f"threshold {config.threshold:g}"
+    if config.latency_target is not None:
+        amount = f"latency_target {config.latency_target} in {config.target}"
     if config.ignore:
         amount += f" but for {', '.join(config.ignore)}"
     residual = "" if config.residual == "independent" else f" residual {config.residual}"
@@ -76,6 +78,7 @@ def report(
     kept: Mapping[str, int],
     collapsed: Sequence[str],
     tuning: Mapping[str, Any] | None,
+    latency: Mapping[str, Any] | None,
     kept_full: Mapping[str, str],
     problems: Sequence[str],
     train_images: int,
@@ -124,6 +127,7 @@ def report(
             for layer in dense.layers
         ],
         "tuning": tuning,
+        "latency": latency,
         "warnings": [*_warnings(history, accuracies[0]), *problems],
         "timing": _timing(history, train_images),
     }
@@ -208,6 +212,8 @@ def table(report: Mapping[str, Any], directory: str) -> str:
         lines.append(f"pruned down to the floor, {len(collapsed)} layers: {', '.join(collapsed)}")
     if report.get("tuning"):
         lines.append(_tuning_line(report["tuning"]))
+    if report.get("latency"):  # reports of before have none
+        lines += _latency_lines(report["latency"])
     first = accuracy.get("first_zeroing")  # reports of before have none
     untrained = report["config"]["epochs"] == 0
     if first is not None and not untrained:
@@ -222,6 +228,21 @@ def table(report: Mapping[str, Any], directory: str) -> str:
         f"the network: {directory}/compact.pt",
     ]
     return "\n".join(lines)
+
+
+def _latency_lines(latency: Mapping[str, Any]) -> list[str]:
+    lines = [
+        f"latency_target {latency['asked']:g} in {latency['target']}, batch {latency['batch']}, "
+        f"{latency['threads']} threads: dense {latency['dense_ms']:.2f} ms, predicted "
+        f"{latency['predicted_ms']:.2f}, measured {latency['measured_ms']:.2f}"
+    ]
+    if latency["final"]:
+        lines[0] += f"; trained {latency['final']['compact_ms']:.2f} "
+        lines[0] += f"({latency['final']['share']:.3f} of {latency['final']['dense_ms']:.2f})"
+    if latency["free"]:
+        free = ", ".join(f"{layer} {count}" for layer, count in latency["free"].items())
+        lines.append(f"filters that stay as they cost no time: {free}")
+    return lines
 
 
 def _tuning_line(tuning: Mapping[str, Any]) -> str:

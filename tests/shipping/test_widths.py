@@ -1,0 +1,255 @@
+"""latency_target: widths by the clock, whatever the table says, and the same again from a file."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+import fpgm
+from fpgm.errors import BudgetError
+from fpgm.graph.groups import prunable
+from fpgm.graph.trace import trace
+from fpgm.methods.latency import Latency, find
+from fpgm.shipping import timetable, widths
+from fpgm.shipping.lone import LAYERS, onnx_model
+from fpgm.shipping.runtimes import Target
+from fpgm.shipping.timetable import Kind, Surface, TimeTable, envelope, fingerprint, kinds, levels
+from fpgm.shipping.widths import Wanted, channels, counts, found
+
+TARGET = Target("torch", (3, 32, 32), 1, 1)
+
+
+@given(arrays(float, (4, 5), elements=st.floats(0.1, 10)))
+def test_a_narrower_layer_never_takes_longer(times) -> None:
+    least = envelope(times)
+    assert (np.diff(least, axis=0) >= 0).all()
+    assert (np.diff(least, axis=1) >= 0).all()
+    assert (least <= times).all()
+    assert np.array_equal(envelope(least), least)
+
+
+@pytest.mark.parametrize(
+    ("filters", "align"), [(64, 8), (64, 1), (16, 8), (512, 16), (7, 8), (1, 1)]
+)
+def test_few_widths_are_timed_and_the_widest_and_the_narrowest_are_among_them(
+    filters: int, align: int
+) -> None:
+    timed = levels(filters, align)
+    assert timed[-1] == filters
+    assert timed[0] <= align
+    assert len(timed) <= timetable.LEVELS + 2
+    assert all(width % align == 0 or width == filters for width in timed)
+
+
+def macs(kind: Kind, inputs: float, outputs: float) -> float:
+    """What a layer takes where time is arithmetic: a microsecond for a thousand MACs."""
+    pixels = kind.image[0] * kind.image[1] / (kind.stride[0] * kind.stride[1])
+    each = kind.kernel[0] * kind.kernel[1] * pixels / 1e3
+    return each * (outputs if kind.depthwise else inputs * outputs)
+
+
+class Clock:
+    """A machine on which a network takes the sum of its layers, `overhead` times as long."""
+
+    def __init__(self, monkeypatch, overhead=lambda share: 1.0) -> None:
+        self.layers, self.networks = 0, 0
+
+        def layers(table, wanted, target) -> None:
+            for kind, (inputs, outputs) in wanted.items():
+                for i in inputs:
+                    for o in outputs:
+                        self.layers += kind.key(i, o) not in table.ms
+                        table.ms[kind.key(i, o)] = macs(kind, i, o) / 1e3
+                for w in {*inputs, *outputs} if kind.depthwise else ():
+                    table.ms[kind.key(w, w)] = macs(kind, w, w) / 1e3
+
+        def networks(model, keep, ballast, target):
+            self.networks += 1
+            dense, small = fpgm.cost(model, target.image), fpgm.compact(model, keep)
+            share = fpgm.cost(small, target.image).macs / dense.macs
+            return dense.macs / 1e6, dense.macs / 1e6 * share * overhead(share)
+
+        monkeypatch.setattr(widths, "measure", layers)
+        monkeypatch.setattr(widths, "_both", networks)
+
+
+def asked(model, residual: str = "shared", share: float = 0.5, align: int = 8):
+    groups = prunable(trace(model), residual).groups
+    scores = [torch.linspace(1, 2, len(group), dtype=torch.float64) for group in groups]
+    return groups, scores, Wanted(share, TARGET, align, 0.1)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.8])
+@pytest.mark.parametrize("overhead", [1.0, 1.3])
+def test_the_network_takes_the_time_it_is_to_take(
+    share: float, overhead: float, monkeypatch
+) -> None:
+    """Also where a pruned network takes longer than its layers do: the clock corrects the table."""
+    Clock(monkeypatch, lambda left: overhead if left < 0.99 else 1.0)
+    model = fpgm.model("resnet20")
+    groups, scores, wanted = asked(model, share=share)
+    result = found(model, groups, scores, wanted, TimeTable({}))
+    assert abs(result.share / share - 1) <= widths.TOLERANCE
+    assert all(w % 8 == 0 for w in result.groups)
+    assert result.rounds[-1]["measured_ms"] == pytest.approx(result.measured)
+
+
+def test_a_time_that_no_width_gives_is_refused_with_the_least_that_is_there(monkeypatch) -> None:
+    Clock(monkeypatch, lambda left: 0.9 / left if left < 0.99 else 1.0)  # nothing helps
+    model = fpgm.model("resnet20")
+    groups, scores, wanted = asked(model)
+    with pytest.raises(
+        BudgetError, match=r"latency_target=0.5: .* the least is latency_target=0.9"
+    ):
+        found(model, groups, scores, wanted, TimeTable({}))
+
+
+def test_the_whole_time_prunes_nothing(monkeypatch) -> None:
+    Clock(monkeypatch)
+    model = fpgm.model("resnet20")
+    groups, scores, wanted = asked(model, share=1.0)
+    assert found(model, groups, scores, wanted, TimeTable({})).groups == tuple(map(len, groups))
+
+
+def test_filters_that_save_no_time_are_named(monkeypatch) -> None:
+    """Widths below 16 take what 16 takes: nobody goes below it."""
+    monkeypatch.setattr("test_widths.macs", lambda k, i, o: max(i, 16) * max(o, 16))
+    Clock(monkeypatch)
+    model = fpgm.model("resnet20")
+    groups, scores, wanted = asked(model, share=0.6)
+    result = found(model, groups, scores, wanted, TimeTable({}))
+    inner = [g.members[0][0] for g in groups].index("layer1.0.conv1")
+    assert result.groups[inner] == 16
+    assert result.free["layer1.0.conv1"] == 8
+
+
+@pytest.mark.parametrize("residual", ["independent", "shared", "inner"])
+@pytest.mark.parametrize("name", ["resnet20", "mobilenet", "densenet"])
+def test_the_table_is_asked_for_the_widths_that_the_compact_network_has(
+    name: str, residual: str
+) -> None:
+    """What each layer of the compact network reads and writes is what `channels` says, but where
+    several groups write a stream: there it may be narrower."""
+    model = {
+        "resnet20": lambda: fpgm.model("resnet20"),
+        "mobilenet": lambda: torchvision.models.mobilenet_v2(num_classes=10),
+        "densenet": lambda: fpgm.model("densenet40"),
+    }[name]()
+    graph = trace(model)
+    groups = prunable(graph, residual).groups
+    kept = [max(1, len(group) // 2) for group in groups]
+    keep: dict[str, list[torch.Tensor]] = {}
+    for group, width in zip(groups, kept, strict=True):
+        for layer, filters in group.members:
+            keep.setdefault(layer, []).append(filters[:width])
+    small = fpgm.compact(model, {n: torch.cat(parts).sort().values for n, parts in keep.items()})
+    for layer, sides in channels(graph, groups).items():
+        conv = small.get_submodule(layer)
+        reads, writes = (fixed + sum(e * kept[g] for g, e in of) for fixed, of in sides)
+        assert round(writes) == conv.out_channels
+        assert round(reads) >= conv.in_channels
+        if residual == "shared":
+            assert round(reads) == conv.in_channels
+
+
+def test_a_run_that_starts_anew_measures_nothing_and_chooses_the_same(
+    tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    clock, model, said = Clock(monkeypatch), fpgm.model("resnet20"), []
+    groups, scores, _ = asked(model)
+    latency = Latency(0.5, TARGET, tmp_path / "run")
+    first = find(model, groups, scores, latency, 8, 0.1, said.append)
+    before = clock.networks, clock.layers
+    again = find(model, groups, scores, latency, 8, 0.1, said.append)
+    assert (clock.networks, clock.layers) == before
+    assert again == first
+    elsewhere = Latency(0.5, TARGET, tmp_path / "other")  # the same machine: its times are known
+    assert find(model, groups, scores, elsewhere, 8, 0.1, said.append) == first
+    assert not said
+
+
+def test_a_table_of_another_machine_is_not_believed(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    clock, model, said = Clock(monkeypatch), fpgm.model("resnet20"), []
+    groups, scores, _ = asked(model)
+    theirs = tmp_path / "theirs.json"
+    TimeTable({**fingerprint(TARGET), "processor": "Z80"}, {"x": 1.0}).save(theirs)
+    find(model, groups, scores, Latency(0.5, TARGET, tmp_path, theirs), 8, 0.1, said.append)
+    assert clock.layers > 0
+    assert said == [said[0]]
+    assert "theirs.json: was measured elsewhere (processor Z80, here" in said[0]
+    assert "measured again" in said[0]
+    theirs.write_text("no table")
+    table, problem = timetable.read(theirs, TARGET)
+    assert not table.ms
+    assert problem is not None
+
+
+def test_what_was_measured_is_in_the_file(tmp_path) -> None:
+    path = tmp_path / "deep" / "table.json"
+    TimeTable(fingerprint(TARGET), {"conv": 1.5}).save(path)
+    assert json.loads(path.read_text())["ms"] == {"conv": 1.5}
+    table, problem = timetable.read(path, TARGET)
+    assert (table.ms, problem) == ({"conv": 1.5}, None)
+
+
+@pytest.mark.parametrize("runtime", sorted(LAYERS))
+def test_a_lone_layer_runs_in_every_runtime_that_is_installed(runtime: str) -> None:
+    pytest.importorskip(runtime)
+    if runtime == "openvino":
+        pytest.skip("only in a process of its own: the test below")
+    conv = Kind((3, 3), (2, 2), (1, 1), (1, 1), False, (9, 9)).layer(5, 7)
+    LAYERS[runtime](conv, (9, 9), 2, 1)(None)
+
+
+def test_the_lone_layer_of_onnx_is_the_layer() -> None:
+    ort = pytest.importorskip("onnxruntime")
+    conv = Kind((3, 3), (2, 2), (1, 1), (1, 1), True, (9, 9)).layer(6, 6)
+    x = torch.randn(2, 6, 9, 9)
+    session = ort.InferenceSession(onnx_model(conv, (9, 9), 2), providers=["CPUExecutionProvider"])
+    out = session.run(None, {"images": x.numpy()})[0]
+    assert np.abs(out - conv(x).relu().detach().numpy()).max() < 1e-5
+
+
+def test_surface_goes_through_what_was_timed_and_stays_monotone() -> None:
+    kind = Kind((1, 1), (1, 1), (0, 0), (1, 1), False, (4, 4))
+    ms = {kind.key(i, o): i * o / 1e3 for i in (8, 16) for o in (8, 32)}
+    surface = Surface(kind, [8, 16], [8, 32], TimeTable({}, ms))
+    assert surface(8, 8) == 64
+    assert surface(16, 32) == 512
+    assert surface(12, 20) == pytest.approx(12 * 20)  # bilinear
+
+
+def test_kinds_know_the_pixels_that_each_layer_reads() -> None:
+    found_kinds = kinds(trace(fpgm.model("resnet20")), (3, 32, 32))
+    assert found_kinds["layer2.0.conv1"].image == (32, 32)
+    assert found_kinds["layer2.0.conv2"].image == (16, 16)
+    assert found_kinds["layer3.2.conv2"].image == (8, 8)
+
+
+def test_layers_of_several_groups_add_up() -> None:
+    groups = prunable(trace(fpgm.model("resnet20")), "shared").groups
+    full = counts(groups, [len(group) for group in groups])
+    assert (full["conv1"], full["layer2.0.conv2"], full["layer3.0.conv2"]) == (16, 32, 64)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("runtime", ["torch", "onnxruntime", "openvino"])
+def test_widths_are_found_in_every_runtime(runtime: str, tmp_path, monkeypatch) -> None:
+    """On the real clock, which is disturbed here: half the time, give or take a quarter."""
+    pytest.importorskip(runtime)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    model, said = fpgm.model("resnet20"), []
+    groups, scores, _ = asked(model)
+    latency = Latency(0.5, Target(runtime, (3, 32, 32), 32, 1), tmp_path / "run")
+    result = find(model, groups, scores, latency, 8, 0.1, said.append)
+    assert 0.37 < result.share < 0.63
+    assert (tmp_path / "run" / "latency_table.json").exists()
