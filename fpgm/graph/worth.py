@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -37,20 +38,25 @@ def worths(graph: ChannelGraph, groups: Sequence[Group], dense: Cost) -> list[Wo
         per_filter[name] = macs[name] / conv.out_channels
         pixels[name] = per_filter[name] / conv.weight[0].numel()
     # What one channel of its input costs each layer, by the filters that write the channel.
-    reads: dict[Filters, float] = {}
+    reads: defaultdict[Filters, list[tuple[str, float]]] = defaultdict(list)
     flow = follow(graph, _Writers(graph))
     for node, kind in graph.kinds.items():
         if kind not in (ops.CONV, ops.LINEAR):
             continue
         written = flow.read[node][node.all_input_nodes[0]] or []
         for writers in written:
-            reads[writers] = reads.get(writers, 0.0) + macs[str(node.target)] / len(written)
+            reads[writers].append((str(node.target), macs[str(node.target)] / len(written)))
     found = []
     for group in groups:
-        own = frozenset((name, int(filters[0])) for name, filters in group.members)
-        read = sum(cost for writers, cost in reads.items() if writers and writers <= own)
         names = [name for name, _ in group.members]
-        found.append(Worth(sum(per_filter[n] for n in names) + read, sum(pixels[n] for n in names)))
+        own = frozenset((name, int(filters[0])) for name, filters in group.members)
+        total = sum(per_filter[name] for name in names)
+        for writers in (writers for writers in reads if writers and writers <= own):
+            for reader, cost in reads[writers]:
+                # A layer that reads its own group loses the filter's share of that but once.
+                twice = 1 / graph.filters(reader) if reader in names else 0
+                total += cost * (1 - twice)
+        found.append(Worth(total, sum(pixels[name] for name in names)))
     return found
 
 
