@@ -174,14 +174,20 @@ def found(
         assert best is not None
         off, widths, guess, measured = best
         if off > TOLERANCE and measured > share * dense and clock(least) > share * dense:
-            fastest = min(measured, clock(least))
-            reached = math.ceil(1e3 * fastest / dense) / 1e3
-            raise BudgetError(
-                f"latency_target={share:g}: the fastest network found takes {fastest:.3f} of "
-                f"{dense:.3f} ms in {target.runtime}; the least is latency_target={reached:g}"
-            )
+            raise _missed(share, target, min(measured, clock(least)), dense)
     free = _free(groups, options, widths, times)
     return Found(widths, dense, guess, measured, rounds, free)
+
+
+def _missed(share: float, target: Target, fastest: float, dense: float) -> BudgetError:
+    reached = math.ceil(1e3 * fastest / dense) / 1e3
+    could = f"the least is latency_target={reached:g}"
+    if reached >= 1:
+        could = "nothing is faster than the dense network: residual=shared, a larger target_batch"
+    return BudgetError(
+        f"latency_target={share:g}: the fastest network found takes {fastest:.3f} of {dense:.3f} "
+        f"ms in {target.runtime} with target_batch={target.batch}; {could}"
+    )
 
 
 def _options(group: Group, wanted: Wanted) -> list[int]:

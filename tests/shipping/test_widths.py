@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from clock import Clock
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -46,38 +47,6 @@ def test_few_widths_are_timed_and_the_widest_and_the_narrowest_are_among_them(
     assert timed[0] <= align
     assert len(timed) <= timetable.LEVELS + 2
     assert all(width % align == 0 or width == filters for width in timed)
-
-
-def macs(kind: Kind, inputs: float, outputs: float) -> float:
-    """What a layer takes where time is arithmetic: a microsecond for a thousand MACs."""
-    pixels = kind.image[0] * kind.image[1] / (kind.stride[0] * kind.stride[1])
-    each = kind.kernel[0] * kind.kernel[1] * pixels / 1e3
-    return each * (outputs if kind.depthwise else inputs * outputs)
-
-
-class Clock:
-    """A machine on which a network takes the sum of its layers, `overhead` times as long."""
-
-    def __init__(self, monkeypatch, overhead=lambda share: 1.0) -> None:
-        self.layers, self.networks = 0, 0
-
-        def layers(table, wanted, target) -> None:
-            for kind, (inputs, outputs) in wanted.items():
-                for i in inputs:
-                    for o in outputs:
-                        self.layers += kind.key(i, o) not in table.ms
-                        table.ms[kind.key(i, o)] = macs(kind, i, o) / 1e3
-                for w in {*inputs, *outputs} if kind.depthwise else ():
-                    table.ms[kind.key(w, w)] = macs(kind, w, w) / 1e3
-
-        def networks(model, keep, ballast, target):
-            self.networks += 1
-            dense, small = fpgm.cost(model, target.image), fpgm.compact(model, keep)
-            share = fpgm.cost(small, target.image).macs / dense.macs
-            return dense.macs / 1e6, dense.macs / 1e6 * share * overhead(share)
-
-        monkeypatch.setattr(widths, "measure", layers)
-        monkeypatch.setattr(widths, "_both", networks)
 
 
 def asked(model, residual: str = "shared", share: float = 0.5, align: int = 8):
@@ -120,7 +89,7 @@ def test_the_whole_time_prunes_nothing(monkeypatch) -> None:
 
 def test_filters_that_save_no_time_are_named(monkeypatch) -> None:
     """Widths below 16 take what 16 takes: nobody goes below it."""
-    monkeypatch.setattr("test_widths.macs", lambda k, i, o: max(i, 16) * max(o, 16))
+    monkeypatch.setattr("clock.macs", lambda k, i, o: max(i, 16) * max(o, 16))
     Clock(monkeypatch)
     model = fpgm.model("resnet20")
     groups, scores, wanted = asked(model, share=0.6)
