@@ -36,7 +36,7 @@ from fpgm.shipping.runtimes import RUNTIMES, Target
 from fpgm.shipping.timetable import Kind, Surface, TimeTable, kinds, levels, measure
 
 TOLERANCE = 0.05  # of the target
-ROUNDS = 6  # networks built and timed
+ROUNDS = 8  # networks built and timed
 Reads = tuple[float, tuple[tuple[int, float], ...]]  # fixed channels, and (group, channels each)
 
 
@@ -156,10 +156,11 @@ def found(
         clock = _Clock(model, groups, scores, target, table)
         dense = clock(full)
         scale, rounds = dense / times(full), []
+        budget, low, high = share * dense / scale, 0.0, math.inf  # of the table's time
         best: tuple[float, Widths, float, float] | None = None
         for _ in range(ROUNDS):
             try:
-                widths = widths_within(share * dense / scale, options, values, times)
+                widths = widths_within(budget, options, values, times)
             except BudgetError:
                 widths = least  # the clock has the last word
             guess = scale * times(widths)
@@ -171,6 +172,12 @@ def found(
             if off <= TOLERANCE or (widths == least and measured > share * dense):
                 break
             scale = measured / times(widths)
+            # Times go in steps: a scale that leads out of what is known to enclose the target
+            # would jump from one side of it to the other.
+            low, high = (low, budget) if measured > share * dense else (budget, high)
+            budget = share * dense / scale
+            if not low < budget < high:
+                budget = math.sqrt(low * high) if low and high < math.inf else budget
         assert best is not None
         off, widths, guess, measured = best
         if off > TOLERANCE and measured > share * dense and clock(least) > share * dense:
