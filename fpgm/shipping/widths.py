@@ -11,22 +11,22 @@ from __future__ import annotations
 import hashlib
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from fpgm.compaction.compact import compact
 from fpgm.compaction.constants import Keep
 from fpgm.errors import BudgetError, ShippingError
-from fpgm.graph import operations as ops
-from fpgm.graph.flow import Algebra, follow
 from fpgm.graph.groups import Group
+from fpgm.graph.owners import Reads, channels
 from fpgm.graph.trace import ChannelGraph, trace
 from fpgm.networks.modes import evaluating
 from fpgm.selection.ranking import ascending, least_kept
@@ -37,7 +37,6 @@ from fpgm.shipping.timetable import Kind, Surface, TimeTable, kinds, levels, mea
 
 TOLERANCE = 0.05  # of the target
 ROUNDS = 8  # networks built and timed
-Reads = tuple[float, tuple[tuple[int, float], ...]]  # fixed channels, and (group, channels each)
 
 
 @dataclass(frozen=True)
@@ -155,35 +154,58 @@ def found(
         full, least = tuple(row[-1] for row in options), tuple(row[0] for row in options)
         clock = _Clock(model, groups, scores, target, table)
         dense = clock(full)
-        scale, rounds = dense / times(full), []
-        budget, low, high = share * dense / scale, 0.0, math.inf  # of the table's time
-        best: tuple[float, Widths, float, float] | None = None
-        for _ in range(ROUNDS):
-            try:
-                widths = widths_within(budget, options, values, times)
-            except BudgetError:
-                widths = least  # the clock has the last word
-            guess = scale * times(widths)
-            measured = clock(widths)
-            rounds.append({"predicted_ms": guess, "measured_ms": measured})
-            off = abs(measured / dense / share - 1)
-            if best is None or off < best[0]:
-                best = (off, widths, guess, measured)
-            if off <= TOLERANCE or (widths == least and measured > share * dense):
-                break
-            scale = measured / times(widths)
-            # Times go in steps: a scale that leads out of what is known to enclose the target
-            # would jump from one side of it to the other.
-            low, high = (low, budget) if measured > share * dense else (budget, high)
-            budget = share * dense / scale
-            if not low < budget < high:
-                budget = math.sqrt(low * high) if low and high < math.inf else budget
-        assert best is not None
-        off, widths, guess, measured = best
-        if off > TOLERANCE and measured > share * dense and clock(least) > share * dense:
-            raise _missed(share, target, min(measured, clock(least)), dense)
-    free = _free(groups, options, widths, times)
-    return Found(widths, dense, guess, measured, rounds, free)
+        narrowed = partial(widths_within, options=options, values=values, times=times)
+        tries = _search(narrowed, clock, times, share * dense, dense / times(full), least)
+        best = min(tries, key=lambda one: abs(one.measured / dense / share - 1))
+        missed = best.measured > (1 + TOLERANCE) * share * dense
+        if missed and clock(least) > share * dense:
+            raise _missed(share, target, min(best.measured, clock(least)), dense)
+    rounds = [{"predicted_ms": one.predicted, "measured_ms": one.measured} for one in tries]
+    free = _free(groups, options, best.widths, times)
+    return Found(best.widths, dense, best.predicted, best.measured, rounds, free)
+
+
+@dataclass(frozen=True)
+class _Try:
+    """A network that was built and timed; milliseconds."""
+
+    widths: Widths
+    predicted: float
+    measured: float
+
+
+def _search(
+    narrowed: Callable[[float], Widths],
+    clock: Times,
+    times: Times,
+    target: float,
+    scale: float,
+    least: Widths,
+) -> list[_Try]:
+    """Networks on the way to `target` milliseconds, the last one there or as near as it comes.
+
+    narrowed: the widths within so much of the table's time; scale: the clock's milliseconds for one
+    of the table's microseconds, corrected after each network.
+    """
+    tries: list[_Try] = []
+    budget, low, high = target / scale, 0.0, math.inf
+    for _ in range(ROUNDS):
+        try:
+            widths = narrowed(budget)
+        except BudgetError:
+            widths = least  # the clock has the last word
+        tries.append(_Try(widths, scale * times(widths), clock(widths)))
+        slow = tries[-1].measured > target
+        if abs(tries[-1].measured / target - 1) <= TOLERANCE or (slow and widths == least):
+            break
+        scale = tries[-1].measured / times(widths)
+        # Times go in steps: a scale that leads out of what is known to enclose the target would
+        # jump from one side of it to the other.
+        low, high = (low, budget) if slow else (budget, high)
+        budget = target / scale
+        if not low < budget < high and low > 0 and high < math.inf:
+            budget = math.sqrt(low * high)
+    return tries
 
 
 def _missed(share: float, target: Target, fastest: float, dense: float) -> BudgetError:
@@ -254,71 +276,6 @@ def predicted(
         return total
 
     return times
-
-
-def channels(graph: ChannelGraph, groups: Sequence[Group]) -> dict[str, tuple[Reads, Reads]]:
-    """Convolution -> the channels that it reads and writes, by the groups that decide about them.
-
-    Channels of a stream that several groups write (residual=independent) count as always there.
-    """
-    owner = {
-        (name, int(index)): number
-        for number, group in enumerate(groups)
-        for name, filters in group.members
-        for index in filters
-    }
-    flow = follow(graph, _Owners(graph, owner))
-    found: dict[str, tuple[Reads, Reads]] = {}
-    for node, name in graph.convolutions():
-        conv = graph.called(node)
-        assert isinstance(conv, nn.Conv2d)
-        read = flow.read[node][node.all_input_nodes[0]]
-        read = [None] * conv.in_channels if read is None else read
-        written = [owner.get((name, index)) for index in range(graph.filters(name))]
-        found[name] = (_counted(read, groups), _counted(written, groups))
-    return found
-
-
-def _counted(owners: Sequence[int | None], groups: Sequence[Group]) -> Reads:
-    """(fixed, by group): how often each of a group's channels is there, once as a rule."""
-    sizes: dict[int, int] = {}
-    for number in owners:
-        if number is not None and number >= 0:
-            sizes[number] = sizes.get(number, 0) + 1
-    fixed = sum(number is None for number in owners)
-    return float(fixed), tuple((g, count / len(groups[g])) for g, count in sizes.items())
-
-
-NEVER = -1  # a channel of zeros from the start: a compact network has none of these
-
-
-class _Owners(Algebra[list[int | None]]):
-    """The group that decides about each channel, None where none does alone."""
-
-    def __init__(self, graph: ChannelGraph, owner: Mapping[tuple[str, int], int]) -> None:
-        self._graph, self._owner = graph, owner
-
-    def written(self, node: fx.Node, read: list[int | None] | None) -> list[int | None]:
-        name = str(node.target)
-        return [self._owner.get((name, index)) for index in range(self._graph.filters(name))]
-
-    def joined(self, node: fx.Node, parts: Sequence[list[int | None]]) -> list[int | None]:
-        return [number for part in parts for number in part]
-
-    def padded(
-        self, node: fx.Node, source: list[int | None], front: int, back: int
-    ) -> list[int | None]:
-        return [NEVER] * front + source + [NEVER] * back
-
-    def met(
-        self, node: fx.Node, a: list[int | None], b: list[int | None]
-    ) -> list[int | None] | None:
-        if len(a) != len(b):
-            return None
-        if self._graph.kinds[node] == ops.MUL:
-            return a
-        pairs = zip(a, b, strict=True)
-        return [x if x == y or y == NEVER else y if x == NEVER else None for x, y in pairs]
 
 
 class _Clock:

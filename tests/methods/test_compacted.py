@@ -176,7 +176,7 @@ def test_a_selection_that_changes_is_followed(
     swapped = dict(task.schedule.keep)
     pruned = sorted(set(range(16)) - set(swapped[name].tolist()))
     swapped[name] = torch.tensor(sorted([*swapped[name].tolist()[1:], pruned[0]]))
-    selected: Any = lambda rate, align: (swapped, {})  # noqa: E731
+    selected: Any = lambda *_: (swapped, {})  # noqa: E731
     monkeypatch.setattr(task.schedule, "_selected", selected)
     row = one_epoch(task, 1)
     assert row["churn"] > 0

@@ -16,13 +16,14 @@ from hypothesis.extra.numpy import arrays
 import fpgm
 from fpgm.errors import BudgetError
 from fpgm.graph.groups import prunable
+from fpgm.graph.owners import channels
 from fpgm.graph.trace import trace
 from fpgm.methods.latency import Latency, find
 from fpgm.shipping import timetable, widths
 from fpgm.shipping.lone import LAYERS, onnx_model
 from fpgm.shipping.runtimes import Target
 from fpgm.shipping.timetable import Kind, Surface, TimeTable, envelope, fingerprint, kinds, levels
-from fpgm.shipping.widths import Wanted, channels, counts, found
+from fpgm.shipping.widths import Wanted, counts, found
 
 TARGET = Target("torch", (3, 32, 32), 1, 1)
 

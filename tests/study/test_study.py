@@ -178,7 +178,7 @@ def test_zero_filters_are_counted_apart_and_change_no_figure() -> None:
             "first.weight": model.first.weight.detach()[layers[0].order.sort().values]
         }
     )  # fmt: skip
-    smaller = study(alone, criteria=("fermat", "gm", "l1", "l2"), scopes=("layer",))
+    smaller = study(alone, criteria=("fermat", "gm", "l1", "l2", "lp"), scopes=("layer",))
     for table in ("similarity", "overlap", "diagnosis", "distribution"):
         pick = {"a", "b", "rate", "spearman", "spearman_null", "jaccard", "cv", "skew", "live"}
         chosen = [

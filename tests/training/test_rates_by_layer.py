@@ -120,3 +120,11 @@ def test_what_does_not_fit_is_said_before_anything_is_written(
         made(tmp_path / "run", *words)
     assert line in str(error.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_runtime_that_is_not_installed_is_named_with_what_installs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fpgm.shipping.runtimes.installed", lambda name: False)
+    with pytest.raises(Error, match=r"target=openvino: is not installed here: pip install"):
+        made(tmp_path / "run", "latency_target=0.5", "target=openvino")
