@@ -209,6 +209,8 @@ def two_steps(tmp_path: Path, images: Path, experiment: str, job: list[str]) -> 
     words.append("optimizer.milestones=[1e-9,1e-9,1e-9]")  # small steps: two images a batch
     if any("pretrained" in word for other in jobs_of(experiment) for word in other):
         words.append("pretrained=null")
+    if any(word.startswith("epochs=") for other in jobs_of(experiment) for word in other):
+        words.append("hydra.mode=RUN")  # its epochs are a matter of the grid: one run without it
     dataset = [] if any("imagenet" in w for w in (experiment, *job)) else ["dataset=image_folder"]
     seed = ["seed=0"] if experiment not in ALONE else []
     status, out, err = run(tmp_path, f"experiment={experiment}", *dataset, *words, *seed)
