@@ -9,9 +9,12 @@ from __future__ import annotations
 import importlib.util
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +23,8 @@ from fpgm.errors import ShippingError
 from fpgm.shipping.export import export
 from fpgm.shipping.folding import fold
 
+P = ParamSpec("P")
+T = TypeVar("T")
 Image = tuple[int, int, int]
 Runner = Callable[[Tensor], object]
 
@@ -46,6 +51,24 @@ def require(name: str) -> None:
     """Raise ShippingError, with the command that installs it, where a runtime is not."""
     if not installed(name):
         raise ShippingError(f"target={name}: is not installed here: {INSTALL[name]}")
+
+
+def apart(target: Target, function: Callable[P, T], *given: P.args, **named: P.kwargs) -> T:
+    """What a function that times in target.runtime returns, called in a process of its own, that a
+    runtime may crash without the network being lost. Raises ShippingError, and what it raises.
+
+    OpenVINO corrupts the heap on some virtual machines: glibc's MALLOC_CHECK_=3 shows it after the
+    compilation of any model, and whatever runs next in the process may fall over it.
+    """
+    if target.runtime == "torch":
+        return function(*given, **named)
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        try:
+            return pool.submit(function, *given, **named).result()
+        except BrokenProcessPool as error:
+            raise ShippingError(
+                f"target={target.runtime}: it crashed while it was timed"
+            ) from error
 
 
 def _torch(network: nn.Module, image: Image, threads: int) -> Runner:

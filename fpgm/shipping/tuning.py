@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
 from typing import Any
 
 import torch
@@ -26,7 +23,7 @@ from fpgm.graph.groups import Group, prunable
 from fpgm.graph.trace import ChannelGraph, trace
 from fpgm.networks.modes import evaluating
 from fpgm.shipping.latency import side_by_side
-from fpgm.shipping.runtimes import RUNTIMES, Target
+from fpgm.shipping.runtimes import RUNTIMES, Target, apart
 
 MULTIPLES = (1, 4, 8, 16)  # 1: no more than the filter that carries the constants
 WORTH = 0.98  # full width must be more than the noise faster to be preferred
@@ -62,20 +59,8 @@ class Tuned:
 def tune_apart(
     model: nn.Module, keep: Mapping[str, Tensor], target: Target, groups: Sequence[Group]
 ) -> Tuned:
-    """`tune` in a process of its own, that a runtime may crash without the network being lost.
-
-    OpenVINO corrupts the heap on some virtual machines: glibc's MALLOC_CHECK_=3 shows it after the
-    compilation of any model, and whatever runs next in the process may fall over it.
-    """
-    if target.runtime == "torch":
-        return tune(model, keep, target, groups)
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        try:
-            return pool.submit(tune, model, keep, target, groups).result()
-        except BrokenProcessPool as error:
-            raise ShippingError(
-                f"target={target.runtime}: it crashed while it was timed"
-            ) from error
+    """`tune` where a runtime may crash; see runtimes.apart."""
+    return apart(target, tune, model, keep, target, groups)
 
 
 def tune(

@@ -12,11 +12,8 @@ import hashlib
 import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 from typing import Any
 
 import torch
@@ -24,7 +21,7 @@ from torch import Tensor, nn
 
 from fpgm.compaction.compact import compact
 from fpgm.compaction.constants import Keep
-from fpgm.errors import BudgetError, ShippingError
+from fpgm.errors import BudgetError
 from fpgm.graph.groups import Group
 from fpgm.graph.owners import Reads, channels
 from fpgm.graph.trace import ChannelGraph, trace
@@ -32,7 +29,7 @@ from fpgm.networks.modes import evaluating
 from fpgm.selection.ranking import ascending, least_kept
 from fpgm.shipping.knapsack import Times, Widths, widths_within
 from fpgm.shipping.latency import side_by_side
-from fpgm.shipping.runtimes import RUNTIMES, Target
+from fpgm.shipping.runtimes import RUNTIMES, Target, apart
 from fpgm.shipping.timetable import Kind, Surface, TimeTable, kinds, levels, measure
 
 TOLERANCE = 0.05  # of the target
@@ -82,31 +79,15 @@ def found_apart(
     wanted: Wanted,
     table: TimeTable,
 ) -> tuple[Found, TimeTable]:
-    """`found` in a process of its own where the runtime may crash; see shipping.tuning. Returns the
+    """`found` in a process of its own where the runtime may crash; see runtimes.apart. Returns the
     table with what was measured. Raises BudgetError, ShippingError."""
-    if wanted.target.runtime == "torch":
-        return found(model, groups, scores, wanted, table), table
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        try:
-            return pool.submit(_with_table, model, groups, scores, wanted, table).result()
-        except BrokenProcessPool as error:
-            raise ShippingError(
-                f"target={wanted.target.runtime}: it crashed while it was timed"
-            ) from error
+    return apart(wanted.target, _with_table, model, groups, scores, wanted, table)
 
 
 def both_apart(model: nn.Module, keep: Keep, ballast: Keep, target: Target) -> tuple[float, float]:
     """Milliseconds of a network at full width and of its compact one, in turn; where the runtime
     may crash, in a process of its own. Raises ShippingError."""
-    if target.runtime == "torch":
-        return _both(model, keep, ballast, target)
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        try:
-            return pool.submit(_both, model, keep, ballast, target).result()
-        except BrokenProcessPool as error:
-            raise ShippingError(
-                f"target={target.runtime}: it crashed while it was timed"
-            ) from error
+    return apart(target, _both, model, keep, ballast, target)
 
 
 def _both(model: nn.Module, keep: Keep, ballast: Keep, target: Target) -> tuple[float, float]:
@@ -126,9 +107,15 @@ def _weights(model: nn.Module, keep: Keep) -> Iterator[tuple[str, Tensor]]:
         yield name, weight
 
 
-def _with_table(*given: Any) -> tuple[Found, TimeTable]:
-    torch.set_num_threads(given[3].target.threads)
-    return found(*given), given[4]
+def _with_table(
+    model: nn.Module,
+    groups: Sequence[Group],
+    scores: Sequence[Tensor],
+    wanted: Wanted,
+    table: TimeTable,
+) -> tuple[Found, TimeTable]:
+    torch.set_num_threads(wanted.target.threads)
+    return found(model, groups, scores, wanted, table), table
 
 
 def found(
