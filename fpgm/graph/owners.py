@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from torch import fx, nn
+from torch import nn
 
-from fpgm.graph import operations as ops
-from fpgm.graph.flow import Algebra, follow
+from fpgm.graph.flow import follow
 from fpgm.graph.groups import Group
 from fpgm.graph.trace import ChannelGraph
+from fpgm.graph.worth import Filters, Writers
 
 Reads = tuple[float, tuple[tuple[int, float], ...]]  # fixed channels, and (group, channels each)
 
@@ -25,15 +25,20 @@ def channels(graph: ChannelGraph, groups: Sequence[Group]) -> dict[str, tuple[Re
         for name, filters in group.members
         for index in filters
     }
-    flow = follow(graph, _Owners(graph, owner))
+    flow = follow(graph, Writers(graph))
+
+    def decided(writers: Filters) -> int | None:
+        groups_of = {owner.get(writer) for writer in writers}
+        return NEVER if not writers else groups_of.pop() if len(groups_of) == 1 else None
+
     found: dict[str, tuple[Reads, Reads]] = {}
     for node, name in graph.convolutions():
         conv = graph.called(node)
         assert isinstance(conv, nn.Conv2d)
         read = flow.read[node][node.all_input_nodes[0]]
-        read = [None] * conv.in_channels if read is None else read
+        owners = [None] * conv.in_channels if read is None else [decided(w) for w in read]
         written = [owner.get((name, index)) for index in range(graph.filters(name))]
-        found[name] = (_counted(read, groups), _counted(written, groups))
+        found[name] = (_counted(owners, groups), _counted(written, groups))
     return found
 
 
@@ -48,32 +53,3 @@ def _counted(owners: Sequence[int | None], groups: Sequence[Group]) -> Reads:
 
 
 NEVER = -1  # a channel of zeros from the start: a compact network has none of these
-
-
-class _Owners(Algebra[list[int | None]]):
-    """The group that decides about each channel, None where none does alone."""
-
-    def __init__(self, graph: ChannelGraph, owner: Mapping[tuple[str, int], int]) -> None:
-        self._graph, self._owner = graph, owner
-
-    def written(self, node: fx.Node, read: list[int | None] | None) -> list[int | None]:
-        name = str(node.target)
-        return [self._owner.get((name, index)) for index in range(self._graph.filters(name))]
-
-    def joined(self, node: fx.Node, parts: Sequence[list[int | None]]) -> list[int | None]:
-        return [number for part in parts for number in part]
-
-    def padded(
-        self, node: fx.Node, source: list[int | None], front: int, back: int
-    ) -> list[int | None]:
-        return [NEVER] * front + source + [NEVER] * back
-
-    def met(
-        self, node: fx.Node, a: list[int | None], b: list[int | None]
-    ) -> list[int | None] | None:
-        if len(a) != len(b):
-            return None
-        if self._graph.kinds[node] == ops.MUL:
-            return a
-        pairs = zip(a, b, strict=True)
-        return [x if x == y or y == NEVER else y if x == NEVER else None for x, y in pairs]

@@ -39,7 +39,7 @@ def worths(graph: ChannelGraph, groups: Sequence[Group], dense: Cost) -> list[Wo
         pixels[name] = per_filter[name] / conv.weight[0].numel()
     # What one channel of its input costs each layer, by the filters that write the channel.
     reads: defaultdict[Filters, list[tuple[str, float]]] = defaultdict(list)
-    flow = follow(graph, _Writers(graph))
+    flow = follow(graph, Writers(graph))
     for node, kind in graph.kinds.items():
         if kind not in (ops.CONV, ops.LINEAR):
             continue
@@ -60,7 +60,7 @@ def worths(graph: ChannelGraph, groups: Sequence[Group], dense: Cost) -> list[Wo
     return found
 
 
-class _Writers(Algebra[list[Filters]]):
+class Writers(Algebra[list[Filters]]):
     """All filters that write each channel; a depthwise one's and those that it reads."""
 
     def __init__(self, graph: ChannelGraph) -> None:
