@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -70,16 +70,20 @@ class Method(_Named):
 
 
 class Optimizer(_Section):
-    """SGD. milestones: shares of the epochs after which lr is multiplied by gamma; the first
-    warmup_epochs run at a tenth of lr."""
+    """SGD. schedule: how lr moves (see training.recipe); milestones: shares of the epochs after
+    which it is multiplied by gamma (schedule=step); warmup_epochs: the first ones, at a tenth of lr
+    (step) or up to it (cosine); label_smoothing: share of each label that is spread over all
+    classes."""
 
     lr: float = Field(ge=1e-12, examples=["0.1"])
     momentum: float = Field(ge=0, lt=1, examples=["0.9"])
     nesterov: bool
+    schedule: Literal["step", "cosine", "onecycle"]
     weight_decay: float = Field(ge=0, examples=["5e-4"])
     milestones: list[float]
     gamma: float = Field(ge=0, le=1, examples=["0.2"])
     warmup_epochs: int = Field(ge=0, examples=["1"])
+    label_smoothing: float = Field(ge=0, lt=1, examples=["0.1"])
 
 
 class Config(_Section):
@@ -237,6 +241,11 @@ def _contradictions(config: Config) -> Iterator[str]:
             f"optimizer.milestones={config.optimizer.milestones}: shares of the epochs, "
             "each above 0 and at most 1, for example [0.3,0.6,0.8]"
         )
+    if config.optimizer.schedule == "onecycle" and config.optimizer.warmup_epochs:
+        yield (
+            f"optimizer.warmup_epochs={config.optimizer.warmup_epochs}: "
+            "optimizer.schedule=onecycle has a warm-up of its own; leave one out"
+        )
     if config.epochs == 0 and config.pretrained is None:
         yield "epochs=0: nothing is trained; name a trained network with pretrained=RUN_DIR"
     over = config.rate > 1 - config.floor + 1e-9
@@ -286,7 +295,7 @@ def _line(model: type[BaseModel], prefix: str, path: list[str], kind: str, given
         siblings = list(section.model_fields)
         return f"{key}: no such key, {suggestion(path[-1], siblings)}"
     # Of a value that may be a list or a table pydantic names both, as list[int].
-    key = prefix + ".".join(part for part in path if "[" not in part)
+    key = prefix + ".".join(p for p in path if "[" not in p and p != "constrained-float")
     table = kind == "dict_type" and (info is None or typing.get_origin(info.annotation) is dict)
     if table or kind in ("model_type", "model_attributes_type") or info is None:
         return f"{key}={given}: must be a group of keys ({key}.KEY=VALUE)"
@@ -296,19 +305,38 @@ def _line(model: type[BaseModel], prefix: str, path: list[str], kind: str, given
 def _wanted(kind: str, key: str, info: FieldInfo) -> str:
     """What a field takes, in words."""
     annotation: Any = info.annotation
+    words, numbers = _either(annotation)
+    if words and numbers:
+        example = f", for example {key}={info.examples[0]}" if info.examples else ""
+        return f"must be {' or '.join(words)}, or {_range(numbers)}{example}"
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         annotation = next(a for a in typing.get_args(annotation) if a is not type(None))
     if typing.get_origin(annotation) is Literal:
         return f"choose one of {', '.join(map(str, typing.get_args(annotation)))}"
     example = f", for example {key}={info.examples[0]}" if info.examples else ""
     if kind.startswith(("greater", "less")):
-        limits = {
-            n: getattr(m, n) for m in info.metadata for n in ("ge", "le", "lt") if hasattr(m, n)
-        }
-        upper = f" and at most {limits['le']:g}" if "le" in limits else ""
-        upper = f" and below {limits['lt']:g}" if "lt" in limits else upper
-        return f"must be at least {limits['ge']:g}{upper}{example}"
+        return f"must be {_range(info.metadata)}{example}"
     names = {float: "a number", int: "a whole number", bool: "true or false", str: "a word",
              list[str]: "a list of words", dict[str, float]: "a table of numbers",
              list[int]: "whole numbers, a list or a table"}  # fmt: skip
     return f"must be {names.get(annotation, 'a list of numbers')}{example}"
+
+
+def _range(metadata: Sequence[Any]) -> str:
+    """The limits of a number, in words."""
+    names = ("ge", "gt", "le", "lt")
+    limits = {n: getattr(m, n) for m in metadata for n in names if getattr(m, n, None) is not None}
+    words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+    return " and ".join(f"{words[n]} {limits[n]:g}" for n in names if n in limits)
+
+
+def _either(annotation: Any) -> tuple[tuple[str, ...], Sequence[Any]]:
+    """Of a field that takes a word or a number: the words, and the number's limits."""
+    words: tuple[str, ...] = ()
+    numbers: Sequence[Any] = ()
+    for part in typing.get_args(annotation):
+        if typing.get_origin(part) is Literal:
+            words = typing.get_args(part)
+        elif typing.get_origin(part) is typing.Annotated:
+            numbers = part.__metadata__[0].metadata
+    return words, numbers

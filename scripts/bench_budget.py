@@ -21,8 +21,8 @@ import fpgm
 from fpgm.graph.groups import prunable
 from fpgm.graph.trace import trace
 from fpgm.machine.device import keep_freed_memory
-from fpgm.methods.latency import Latency, find
 from fpgm.networks.models import MODELS
+from fpgm.pruning.latency import Latency, find
 from fpgm.selection.ranking import group_scores
 from fpgm.selection.rule import Rule
 from fpgm.selection.select import score

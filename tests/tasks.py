@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -32,6 +33,9 @@ class Noise:
 
     image_shape = (3, 12, 12)
     ranks = ALONE
+    device = torch.device("cpu")
+    steps = 3
+    preprocessing: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(
         self, rule: Rule | None = None, rate: float = 0.4, epochs: int = 4,
@@ -44,6 +48,7 @@ class Noise:
         self.goal = Goal(rule or Rule(), rate, **goal)
         self.prunable = prunable(trace(model), self.goal.residual)
         self.epochs, self.from_scratch = epochs, from_scratch
+        self.said: list[str] = []
         self.warnings: list[str] = []
         self._batches = [(torch.randn(8, *self.image_shape), torch.randint(10, (8,))) for _ in "ab"]
 
@@ -55,6 +60,18 @@ class Noise:
 
     def train(self, trained: Trained) -> None:
         self.trained = trained
+
+    def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(outputs, labels)
+
+    def given(self) -> nn.Module:
+        return fpgm.model("resnet20")
+
+    def accelerated(self, network: nn.Module) -> nn.Module:
+        return network
+
+    def say(self, line: str) -> None:
+        self.said.append(line)
 
     def warn(self, line: str) -> None:
         self.warnings.append(line)

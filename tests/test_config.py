@@ -34,7 +34,7 @@ def options(group: str) -> list[str]:
 def test_every_file_in_configs_makes_a_valid_run(word: str) -> None:
     root = ["dataset.root=x"]
     extra = {"dataset=image_folder": root, "dataset=imagenet": root,
-             "schedule=hard": ["pretrained=x"]}  # fmt: skip
+             "schedule=hard": ["pretrained=x"], "schedule=fade": ["pretrained=x"]}  # fmt: skip
     config = asked(compose(word, *extra.get(word, [])))
     group, option = word.split("=")
     value = getattr(config, group)
@@ -58,7 +58,8 @@ def test_defaults_are_the_papers_recipe() -> None:
     assert asked(compose("arch=resnet110")).optimizer.warmup_epochs == 1
     vgg = asked(compose("arch=vgg16"))
     assert (vgg.epochs, vgg.batch_size, vgg.optimizer.nesterov) == (160, 64, False)
-    assert asked(compose("optimizer=finetune")).optimizer.lr == 0.01
+    tuned = asked(compose("optimizer=finetune_paper")).optimizer
+    assert (tuned.lr, tuned.schedule, tuned.milestones) == (0.01, "step", o.milestones)
     slim = asked(compose("arch=densenet40"))
     assert (slim.epochs, slim.batch_size, slim.optimizer.nesterov) == (160, 64, True)
     assert (slim.optimizer.weight_decay, slim.optimizer.milestones) == (1e-4, [0.5, 0.75])
@@ -85,7 +86,18 @@ def test_infinity_is_a_word_of_the_command_line(words: tuple[str, ...]) -> None:
         ("epochs", 0, "epochs=0: nothing is trained; name a trained network with pretrained="),
         ("epochs", 1.5, "epochs=1.5: must be a whole number"),
         ("device", "tpu", "device=tpu: choose one of auto, cpu, cuda"),
-        ("schedule.settle", 2, "schedule.settle=2: must be at least 0 and at most 1"),
+        (
+            "schedule.settle",
+            2,
+            "schedule.settle=2: must be auto, or at least 0 and at most 1, for example",
+        ),
+        (
+            "schedule.settle",
+            "soon",
+            "schedule.settle=soon: must be auto, or at least 0 and at most",
+        ),
+        ("optimizer.label_smoothing", 1.0, "optimizer.label_smoothing=1.0: must be at least 0 and"),
+        ("optimizer.schedule", "linear", "optimizer.schedule=linear: choose one of step, cosine"),
         ("criterion.distance", "l3", "criterion.distance=l3: choose one of l2, l1, cosine"),
         ("optimizer.milestones", 3, "optimizer.milestones=3: must be a list of numbers"),
         ("optimizer.milestones", [60, 120], "shares of the epochs"),

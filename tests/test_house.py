@@ -17,8 +17,8 @@ PACKAGE = ROOT / "fpgm"
 # A package imports only from those before it.
 ORDER = [
     "errors", "keys", "page", "config", "networks", "machine", "graph", "data", "runs", "criteria",
-    "selection", "compaction", "shipping", "methods", "training", "cli", "report", "study",
-    "figures", "sensitivity",
+    "selection", "compaction", "shipping", "pruning", "methods", "training", "cli", "report",
+    "study", "figures", "sensitivity",
 ]  # fmt: skip
 
 FILES, LINES, FUNCTION, TOP, LEVELS = 12, 400, 50, 22, 10

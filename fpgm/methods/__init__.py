@@ -11,7 +11,7 @@ import pkgutil
 
 from fpgm.config import imported
 from fpgm.errors import Error
-from fpgm.methods.method import Goal, Method, Schedule, Task, Trained
+from fpgm.pruning.method import Goal, Method, Schedule, Task, Trained
 
 __all__ = ["METHODS", "Goal", "Method", "Schedule", "Task", "Trained", "named"]
 

@@ -5,42 +5,19 @@ from __future__ import annotations
 import math
 from typing import ClassVar
 
-from fpgm.methods.method import Goal, Task
-from fpgm.methods.zeroing import Interval, Recalibrate, Settle, Zeroing
+from fpgm.pruning.method import Goal, Task
+from fpgm.pruning.settling import Settle, Share
+from fpgm.pruning.zeroing import Interval, Recalibrate, Zeroing
 
 
 class Frozen(Zeroing):
     """The published FPGM code: zeroed before the first epoch, selected and zeroed again after every
-    epoch, and the gradients of pruned filters masked.
-
-    train_compact: whether the compact network is trained where that takes the same steps.
-    """
+    epoch, and the gradients of pruned filters masked."""
 
     name: ClassVar[str] = "frozen"
 
-    def __init__(
-        self,
-        task: Task,
-        *,
-        interval: Interval = 1,
-        zero_at_start: bool = True,
-        reset_momentum: bool = True,
-        settle: Settle = 1.0,
-        recalibrate: Recalibrate = 0,
-        train_compact: bool = True,
-    ) -> None:
-        super().__init__(
-            task, interval=interval, zero_at_start=zero_at_start, reset_momentum=reset_momentum,
-            settle=settle, recalibrate=recalibrate,
-        )  # fmt: skip
-        self._train_compact = train_compact
-
     def masked(self, epoch: int) -> bool:
         return True
-
-    @property
-    def still(self) -> bool:
-        return self.zero_at_start and self._train_compact
 
 
 class Soft(Zeroing):
@@ -62,11 +39,13 @@ class Asymptotic(Zeroing):
         interval: Interval = 1,
         reset_momentum: bool = False,
         settle: Settle = 1.0,
+        latest: Share = 0.6,
         recalibrate: Recalibrate = 0,
+        train_compact: bool = True,
     ) -> None:
         super().__init__(
             task, interval=interval, zero_at_start=False, reset_momentum=reset_momentum,
-            settle=settle, recalibrate=recalibrate,
+            settle=settle, latest=latest, recalibrate=recalibrate, train_compact=train_compact,
         )  # fmt: skip
 
     def share_after(self, epoch: int) -> float | None:
@@ -81,8 +60,10 @@ class Hard(Zeroing):
 
     name: ClassVar[str] = "hard"
 
-    def __init__(self, task: Task, *, recalibrate: Recalibrate = 0) -> None:
-        super().__init__(task, recalibrate=recalibrate)
+    def __init__(
+        self, task: Task, *, recalibrate: Recalibrate = 0, train_compact: bool = True
+    ) -> None:
+        super().__init__(task, recalibrate=recalibrate, train_compact=train_compact)
 
     def share_after(self, epoch: int) -> float | None:
         return None

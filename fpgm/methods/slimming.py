@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from fpgm.methods.method import Method, Task
+from fpgm.pruning.method import Method, Task
 
 Strength = Annotated[float, Field(ge=0, examples=["1e-4"])]
 

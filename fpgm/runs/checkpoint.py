@@ -105,6 +105,14 @@ def fit(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
     model.load_state_dict(weights)
 
 
+def preprocessing(name: str) -> dict[str, Any]:
+    """What a finished run's network, or a file of one, wants of its images, and its classes (see
+    data.images.preprocessing). Raises CheckpointError."""
+    path = Path(name).expanduser()
+    path = path / "compact.pt" if path.is_dir() else path
+    return dict(read(path, ("preprocessing",))["preprocessing"])
+
+
 def pretrained_file(name: str) -> Path:
     """The checkpoint meant by pretrained=: a file, or what a finished run has left."""
     path = Path(name).expanduser()

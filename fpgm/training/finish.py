@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -58,7 +59,8 @@ def finish(task: Task, run: Run) -> dict[str, Any]:
         config=c.as_dict(),
         environment=environment(task.device, task.precision),
         history=task.history,
-        opening=(task.opening.given, task.opening.zeroed),
+        readings=asdict(task.readings),
+        judged_on=task.judged_on,
         costs=(dense, compacted),
         sizes=sizes,
         paper_macs=_paper_macs(task, dense),
@@ -67,12 +69,18 @@ def finish(task: Task, run: Run) -> dict[str, Any]:
         equivalence=measured,
         kept=kept,
         collapsed=floor,
+        settled=task.schedule.settled_at,
         tuning=tuned.summary() if tuned else None,
         latency=latency,
         kept_full=task.prunable.kept_full,
         problems=problems,
         train_images=images.counts[0],
     )
+    return written(report, task, run)
+
+
+def written(report: dict[str, Any], task: Task, run: Run) -> dict[str, Any]:
+    """The report, once its warnings are said and it is on the disk."""
     for warning in report["warnings"]:
         task.warn(warning)
     run.finish(report, result.markdown(report, str(run.directory)))

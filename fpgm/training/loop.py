@@ -7,15 +7,15 @@ import logging
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
 from fpgm.compaction.constants import analyse
-from fpgm.config import Optimizer
 from fpgm.data.images import summary
 from fpgm.errors import Error, first_line
 from fpgm.graph.cost import cost
@@ -26,6 +26,7 @@ from fpgm.runs import checkpoint
 from fpgm.runs.run import Run
 from fpgm.training import result
 from fpgm.training.evaluate import accuracy, logits
+from fpgm.training.recipe import learning_rate
 from fpgm.training.task import Task
 
 log = logging.getLogger("fpgm")
@@ -51,7 +52,7 @@ def train(task: Task, run: Run) -> None:
         if task.ranks.first:
             checkpoint.save_epoch(run.directory, task.state())
             run.record(task.history, task.schedule.scores)
-            log.info(result.epoch_line(task.history[-1], task.epochs))
+            log.info(result.epoch_line(task.history[-1], task.epochs, task.judged_on))
 
 
 def _announce(task: Task, run: Run) -> None:
@@ -80,15 +81,20 @@ def one_epoch(task: Task, epoch: int) -> dict[str, Any]:
     """Train, evaluate, let the methods act. Returns the epoch's row of the history (accuracies in
     percent)."""
     started = time.perf_counter()
-    lr = learning_rate(task.config.optimizer, epoch, task.epochs)
-    passed = train_epoch(task, epoch, lr)
+    passed = train_epoch(task, epoch)
     trained = time.perf_counter()
     # The last epoch's figures go into the report: in float32, as the proof is.
-    precision = None if epoch == task.epochs - 1 else task.precision
-    outputs, labels = logits(task.trained.network, task.images, precision, task.ranks)
+    last = epoch == task.epochs - 1
+    precision = None if last else task.precision
+    validates = task.judged_on == "validation"
+    judged = partial(logits, images=task.images, ranks=task.ranks, held_out=validates)
+    outputs, labels = judged(task.trained.network, dtype=precision)
     if not outputs.isfinite().all():  # the last step of an epoch shows only here
         raise _not_finite(task, epoch, "in the evaluation")
     before = after = accuracy(outputs, labels)
+    if last:
+        # Where other images judge the epochs, the test images are asked now and at the very end.
+        task.readings = replace(task.readings, trained=task.test() if validates else before)
     evaluated = time.perf_counter()
     # Filters are chosen again and zeroed here.
     columns: dict[str, Any] = {}
@@ -97,11 +103,11 @@ def one_epoch(task: Task, epoch: int) -> dict[str, Any]:
     acted = time.perf_counter()
     # Where no weight has changed, neither has the accuracy.
     if columns.pop("changed", False):
-        after = accuracy(*logits(task.full.network, task.images, precision, task.ranks))
+        after = accuracy(*judged(task.schedule.zeroed, dtype=precision))
     ended = time.perf_counter()
     return {
         "epoch": epoch + 1,
-        "lr": lr,
+        "lr": passed["lr"],
         "train_loss": passed["loss"],
         "accuracy_before": before,
         "accuracy_after": after,
@@ -114,11 +120,12 @@ def one_epoch(task: Task, epoch: int) -> dict[str, Any]:
     }
 
 
-def train_epoch(task: Task, epoch: int, lr: float) -> dict[str, float]:
+def train_epoch(task: Task, epoch: int) -> dict[str, float]:
     """One pass over the training images.
 
-    Returns the mean loss and the seconds that were spent waiting for images. Raises Error where the
-    loss is not finite, the memory does not suffice or a process is lost.
+    Returns the mean loss, the learning rate of the first step and the seconds that were spent
+    waiting for images. Raises Error where the loss is not finite, the memory does not suffice or a
+    process is lost.
     """
     # Everything random in an epoch follows from the seed and its number, so that a resumed run
     # goes on with the same bits without the state of any generator.
@@ -129,8 +136,11 @@ def train_epoch(task: Task, epoch: int, lr: float) -> dict[str, float]:
     # Methods first: one of them may exchange what is trained.
     for method in task.methods:
         method.before_epoch(epoch)
-    for group in (*task.full.optimizer.param_groups, *task.trained.optimizer.param_groups):
-        group["lr"] = lr
+    rates = [
+        learning_rate(task.config.optimizer, epoch, task.epochs, at, steps)
+        for at in range(max(steps, 1))
+    ]
+    groups = (*task.full.optimizer.param_groups, *task.trained.optimizer.param_groups)
     task.trained.network.train()
     total, done, waited = torch.zeros((), device=task.device, dtype=torch.float64), 0, 0.0
     hidden = None if task.ranks.first else True  # None: on a terminal only
@@ -144,6 +154,8 @@ def train_epoch(task: Task, epoch: int, lr: float) -> dict[str, float]:
             waited += time.perf_counter() - began
             if batch is None:
                 break
+            for group in groups:
+                group["lr"] = rates[done]
             done += 1
             where = f"step {done} of {steps}"
             with _in_words(task, epoch, where):
@@ -157,7 +169,7 @@ def train_epoch(task: Task, epoch: int, lr: float) -> dict[str, float]:
     if not math.isfinite(loss_mean):
         raise _not_finite(task, epoch, "some step")
     share_buffers(task.trained.network, task.ranks)
-    return {"loss": loss_mean, "input_s": waited}
+    return {"loss": loss_mean, "lr": rates[0], "input_s": waited}
 
 
 def step(task: Task, inputs: Tensor, labels: Tensor) -> Tensor:
@@ -165,7 +177,7 @@ def step(task: Task, inputs: Tensor, labels: Tensor) -> Tensor:
     # Forward: in bf16 where the run says so, the loss always in float32.
     with autocast(task.device, task.precision):
         outputs = task.outputs(inputs)
-        loss = F.cross_entropy(outputs, labels)
+        loss = task.loss(outputs, labels)
         for method in task.methods:
             loss = loss + method.loss(inputs, outputs, labels)
     # Backward: methods may change the gradients, as masks do.
@@ -178,13 +190,6 @@ def step(task: Task, inputs: Tensor, labels: Tensor) -> Tensor:
     for method in task.methods:
         method.after_step()
     return loss.detach()
-
-
-def learning_rate(optimizer: Optimizer, epoch: int, epochs: int) -> float:
-    """Steps at the milestones (shares of the epochs); a tenth during the warm-up."""
-    passed = sum(epoch + 1e-9 >= share * epochs for share in optimizer.milestones)
-    warming = epoch < optimizer.warmup_epochs
-    return optimizer.lr * optimizer.gamma**passed * (0.1 if warming else 1.0)
 
 
 @contextlib.contextmanager

@@ -53,12 +53,12 @@ def _over(cost: str) -> str:
     return "" if cost == "none" else f", over {cost}"
 
 
-def epoch_line(row: Mapping[str, Any], epochs: int) -> str:
+def epoch_line(row: Mapping[str, Any], epochs: int, judged_on: str) -> str:
     """One epoch of the history, for the screen."""
-    width = len(str(epochs))
+    width, whose = len(str(epochs)), "held-out " if judged_on == "validation" else ""
     return (
         f"epoch {row['epoch']:{width}}/{epochs}  loss {row['train_loss']:.4f}  "
-        f"accuracy {row['accuracy_before']:.2f} -> {row['accuracy_after']:.2f} % zeroed  "
+        f"{whose}accuracy {row['accuracy_before']:.2f} -> {row['accuracy_after']:.2f} % zeroed  "
         f"churn {row['churn']:.3f}  revived {row['revived']}  dead {row['dead']} of "
         f"{row['pruned']}  {row['seconds']:.1f} s"
     )
@@ -68,7 +68,8 @@ def report(
     config: Mapping[str, Any],
     environment: Mapping[str, Any],
     history: Sequence[Mapping[str, Any]],
-    opening: tuple[float | None, float | None],
+    readings: Mapping[str, float | None],
+    judged_on: str,
     costs: tuple[Cost, Cost],
     sizes: tuple[int, int],
     paper_macs: float | None,
@@ -77,14 +78,16 @@ def report(
     equivalence: Mapping[str, float],
     kept: Mapping[str, int],
     collapsed: Sequence[str],
+    settled: Mapping[str, Any] | None,
     tuning: Mapping[str, Any] | None,
     latency: Mapping[str, Any] | None,
     kept_full: Mapping[str, str],
     problems: Sequence[str],
     train_images: int,
 ) -> dict[str, Any]:
-    """report.json. Pairs are (full width, compact); accuracies and reductions in percent; opening:
-    of a trained network before training, (as given, right after the first zeroing)."""
+    """report.json. Pairs are (full width, compact); accuracies and reductions in percent; readings:
+    on the test images (training.task.Readings); judged_on: the images of the history's accuracies,
+    validation or test."""
     dense, small = costs
     after = {layer.name: layer for layer in small.layers}
     kept = {layer.name: kept.get(layer.name, layer.filters) for layer in dense.layers}
@@ -105,7 +108,7 @@ def report(
             "params": 100 * (1 - small.params / dense.params),
             "paper_macs": paper_macs,
         },
-        "accuracy": _accuracy(history, opening, accuracies, top5),
+        "accuracy": _accuracy(history, readings, judged_on, accuracies, top5),
         "equivalence": equivalence,
         "pruning": {
             "pruned_filters": sum(a.filters - kept[a.name] for a in dense.layers),
@@ -113,6 +116,7 @@ def report(
             "revived": [row["revived"] for row in history],
             "dead_filters": history[-1]["dead"] if history else 0,
             "collapsed": list(collapsed),
+            "settled": settled,
             "kept_full": kept_full,
         },
         "layers": [
@@ -128,28 +132,34 @@ def report(
         ],
         "tuning": tuning,
         "latency": latency,
-        "warnings": [*_warnings(history, accuracies[0]), *problems],
+        "warnings": [*_warnings(history, readings["trained"], accuracies[0]), *problems],
         "timing": _timing(history, train_images),
     }
 
 
 def _accuracy(
     history: Sequence[Mapping[str, Any]],
-    opening: tuple[float | None, float | None],
+    readings: Mapping[str, float | None],
+    judged_on: str,
     accuracies: tuple[float, float],
     top5: float | None,
 ) -> dict[str, Any]:
     # Without an epoch the network is as it was given, then as it was zeroed.
-    given, first_zeroing = opening
     at_end = {"epoch": 0, "accuracy_after": accuracies[0]}
     best = max(history, key=lambda row: row["accuracy_after"], default=at_end)
+    held_out = bool(history) and judged_on == "validation"
     return {
-        "dense": history[-1]["accuracy_before"] if history else given,
-        "first_zeroing": first_zeroing,
+        "dense": readings["trained"] if history else readings["given"],
+        "first_zeroing": readings["zeroed"],
         "zeroed_last": accuracies[0],
         "compact_last": accuracies[1],
         "compact_last_top5": top5,
-        "best": {"zeroed": best["accuracy_after"], "epoch": best["epoch"], "chosen_on": "test"},
+        "validation_last": history[-1]["accuracy_after"] if held_out else None,
+        "best": {
+            "zeroed": best["accuracy_after"],
+            "epoch": best["epoch"],
+            "chosen_on": judged_on if history else "test",
+        },
     }
 
 
@@ -159,11 +169,11 @@ def _timing(history: Sequence[Mapping[str, Any]], train_images: int) -> dict[str
     return {**spent, "images_per_s": speed}
 
 
-def _warnings(history: Sequence[Mapping[str, Any]], zeroed: float) -> list[str]:
-    if not history:  # what pruning alone costs is what was asked
-        return []
-    before = history[-1]["accuracy_before"]
-    if before - zeroed <= COSTLY_ZEROING:
+def _warnings(
+    history: Sequence[Mapping[str, Any]], before: float | None, zeroed: float
+) -> list[str]:
+    # Without an epoch what pruning alone costs is what was asked.
+    if before is None or before - zeroed <= COSTLY_ZEROING:
         return []
     return [
         f"the last zeroing cost {before - zeroed:.1f} points ({before:.2f} -> {zeroed:.2f} %): "

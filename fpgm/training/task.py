@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fpgm import config as configuration
@@ -26,9 +27,9 @@ from fpgm.graph.trace import trace
 from fpgm.machine.device import choose_device, choose_precision, keep_freed_memory
 from fpgm.machine.ranks import ALONE, Ranks, check_batch, from_first, spread
 from fpgm.methods import Goal, Method, Schedule, Trained
-from fpgm.methods.compacted import CompactTraining
-from fpgm.methods.latency import Latency
 from fpgm.networks import models
+from fpgm.pruning.compacted import CompactTraining
+from fpgm.pruning.latency import Latency
 from fpgm.runs import checkpoint
 from fpgm.selection.rule import Rule
 from fpgm.selection.zero import pruned
@@ -39,12 +40,14 @@ log = logging.getLogger("fpgm")
 
 
 @dataclass(frozen=True)
-class Opening:
-    """Accuracies of a trained network before training, in percent, None where not measured. given:
-    as it was handed over; zeroed: right after the first zeroing."""
+class Readings:
+    """Accuracies on the test images, in percent, None where not measured. Of a trained network
+    before training: given, as it was handed over; zeroed, right after the first zeroing. trained:
+    after the last epoch, before the last zeroing."""
 
     given: float | None = None
     zeroed: float | None = None
+    trained: float | None = None
 
 
 @dataclass
@@ -54,7 +57,7 @@ class Task:
     arch: the arguments of models.model that give this network; full: the network at full width and
     its optimizer; trained: what is stepped, the same or what a method has put in its place;
     methods: in the order in which they act, the schedule among them; history: a row for each epoch
-    done; opening: accuracies of a trained network before training; problem: what was wrong with the
+    done; readings: accuracies that are in no row of it; problem: what was wrong with the
     checkpoint that it goes on from.
     """
 
@@ -69,7 +72,7 @@ class Task:
     ranks: Ranks
     methods: list[Method] = field(default_factory=list, init=False)
     history: list[dict[str, Any]] = field(default_factory=list, init=False)
-    opening: Opening = field(default_factory=Opening, init=False)
+    readings: Readings = field(default_factory=Readings, init=False)
     problem: str | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -84,12 +87,26 @@ class Task:
         return self.images.image_shape
 
     @property
+    def preprocessing(self) -> Mapping[str, Any]:
+        return self.images.preprocessing()
+
+    @property
     def epochs(self) -> int:
         return self.config.epochs
 
     @property
+    def steps(self) -> int:
+        return self.images.steps(self.config.batch_size, self.ranks)
+
+    @property
     def from_scratch(self) -> bool:
         return self.config.pretrained is None
+
+    @property
+    def judged_on(self) -> str:
+        """What the epochs' accuracies are measured on: validation, training images that are held
+        out, or else test, the papers' way."""
+        return "validation" if self.images.held_out_count else "test"
 
     @property
     def schedule(self) -> Schedule:
@@ -106,19 +123,48 @@ class Task:
         stream = self.images.epoch(self.config.batch_size, self.config.seed, augmented=False)
         return itertools.islice(stream, count)
 
+    def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """The task's own of a batch: outputs (B, classes), labels (B,)."""
+        smoothing = self.config.optimizer.label_smoothing
+        return F.cross_entropy(outputs, labels, label_smoothing=smoothing)
+
+    def test(self) -> float:
+        """Accuracy of what is trained, on the test images, in float32 and percent."""
+        return accuracy(*logits(self.trained.network, self.images, ranks=self.ranks))
+
+    def say(self, line: str) -> None:
+        """On the screen and in the run's log."""
+        log.info(line)
+
     def warn(self, line: str) -> None:
-        """Say it on the screen and in the run's log."""
+        """Say it as a warning."""
         log.warning("warning: %s", line)
 
     def train(self, trained: Trained) -> None:
         """Step this from now on."""
         self.trained = trained
-        self._forward: nn.Module | None = None  # as all processes train it
-        self._fast: nn.Module | None = None  # the same compiled, where that is asked for
+        self._forward: Callable[[Tensor], Tensor] | None = None  # as all processes train it
+
+    def given(self) -> nn.Module:
+        """A copy of the trained network that the run starts from, as it was then. Raises
+        CheckpointError where its file has gone."""
+        assert self.config.pretrained is not None
+        with torch.random.fork_rng(devices=[]):  # the initialisation is thrown away
+            model = models.model(**self.arch)
+        load_pretrained(model, self.config.arch, self.config.pretrained)
+        return model
+
+    def accelerated(self, network: nn.Module) -> Callable[[Tensor], Tensor]:
+        """The same function of a batch of images, compiled where the run is: for full batches, once
+        for all epochs. Compiling for the last, short one takes longer than its one step an
+        epoch."""
+        if not self.config.compile:
+            return network
+        fast, full = self._compile(network), self.config.batch_size // self.ranks.world
+        return lambda inputs: (fast if len(inputs) == full else network)(inputs)
 
     def _compile(self, forward: nn.Module) -> nn.Module:
-        """What is trained, compiled for full batches, once for all epochs; on a GPU as CUDA graphs,
-        but not where processes meet in the middle of them."""
+        """On a GPU as CUDA graphs, but not where processes meet in the middle of them."""
         mode = "reduce-overhead" if self.device.type == "cuda" else None
         if self.ranks.world > 1:
             # Split at DDP's buckets, the parts of a graph overwrite each other's buffers in torch
@@ -128,13 +174,9 @@ class Task:
 
     def outputs(self, inputs: Tensor) -> Tensor:
         """What is trained says of a batch: (B, C, H, W) -> (B, classes)."""
-        if self._forward is None or self._fast is None:
-            self._forward = spread(self.trained.network, self.ranks)
-            self._fast = self._compile(self._forward) if self.config.compile else self._forward
-        # Compiling for the last, short batch as well takes longer than its one step an epoch.
-        full = len(inputs) == self.config.batch_size // self.ranks.world
-        logits: Tensor = (self._fast if full else self._forward)(inputs)
-        return logits
+        if self._forward is None:
+            self._forward = self.accelerated(spread(self.trained.network, self.ranks))
+        return self._forward(inputs)
 
     def state(self) -> dict[str, Any]:
         """Everything to go on from here to the bit."""
@@ -143,7 +185,7 @@ class Task:
             "optimizer": self.full.optimizer.state_dict(),
             "methods": [method.state() for method in self.methods],
             "history": self.history,
-            "opening": asdict(self.opening),
+            "readings": asdict(self.readings),
         }
 
     def resume(self, state: Mapping[str, Any]) -> None:
@@ -153,7 +195,7 @@ class Task:
         for method, before in zip(self.methods, state["methods"], strict=True):
             method.resume(before)
         self.history = list(state["history"])
-        self.opening = Opening(**state.get("opening", {}))
+        self.readings = Readings(**state.get("readings", {}))
 
 
 def asked(values: Mapping[str, Any]) -> Config:
@@ -279,17 +321,13 @@ def _latency(config: Config, directory: Path, image: tuple[int, int, int]) -> La
 def start(task: Task) -> None:
     """The methods' first moment, and what it costs a trained network: measured here once, in
     float32, as no later moment of the run can say it."""
-    given = _accuracy(task) if task.epochs == 0 else None
+    given = task.test() if task.epochs == 0 else None
     for method in task.methods:
         method.start()
     masks = pruned(task.full.network, task.schedule.keep).values()
-    zeroed = not task.from_scratch and any(mask.any() for mask in masks)
-    task.opening = Opening(given, _accuracy(task) if zeroed else None)
-
-
-def _accuracy(task: Task) -> float:
-    """Of the network at full width as it stands, on the test images, in percent."""
-    return accuracy(*logits(task.full.network, task.images, ranks=task.ranks))
+    gone = task.schedule.at_once and any(mask.any() for mask in masks)
+    wanted = gone and not task.from_scratch
+    task.readings = Readings(given, task.test() if wanted else None)
 
 
 def _images(config: Config, ranks: Ranks) -> Images:
@@ -324,10 +362,8 @@ def _methods(config: Config, task: Task) -> list[Method]:
         methods.named(chosen.name, "method")(task, **chosen.options)
         for chosen in config.method.values()
     ]
-    chosen = [schedule, *beside]
     assert isinstance(schedule, Schedule)
-    first = [CompactTraining(task, schedule)] if all(method.still for method in chosen) else []
-    return [*first, *chosen]
+    return [CompactTraining(task, schedule, beside), schedule, *beside]
 
 
 def load_pretrained(model: nn.Module, arch: str, name: str) -> None:

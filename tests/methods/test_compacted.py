@@ -14,8 +14,7 @@ from torch import nn
 import fpgm
 from fpgm.graph.groups import prunable
 from fpgm.graph.trace import trace
-from fpgm.methods import compacted as compact_training
-from fpgm.methods.compacted import CompactTraining
+from fpgm.pruning import compacted as compact_training
 from fpgm.selection.rule import Rule
 from fpgm.selection.select import highest, score
 from fpgm.training.loop import one_epoch
@@ -53,6 +52,18 @@ def in_float64(task: Task) -> None:
     )
 
 
+def trained(directory: Path, arch: str) -> Path:
+    """Its shifts and running means are not zero."""
+    torch.manual_seed(0)
+    model = fpgm.model(arch.partition("=")[2], in_channels=1)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.bias, std=0.2)
+            nn.init.normal_(module.running_mean, std=0.1)
+    torch.save(model.state_dict(), directory / "w.pt")
+    return directory / "w.pt"
+
+
 def is_compact(task: Task) -> bool:
     return task.trained.network is not task.full.network
 
@@ -65,12 +76,21 @@ def is_compact(task: Task) -> bool:
         ["arch=resnet20", "rate=0.5", "residual=inner", "optimizer.nesterov=false"],
         ["arch=resnet20", "rate=0.4", "optimizer.momentum=0", "optimizer.nesterov=false"],
         ["arch=resnet20", "rate=0.4", "schedule.reset_momentum=false"],
+        ["arch=resnet20", "rate=0.4", "optimizer.schedule=onecycle", "optimizer.lr=0.02"],
+        # Some shifts are above zero: these filters stay, the others go.
+        ["arch=resnet20", "rate=0.5", "schedule=hard", "TRAINED"],
+        ["arch=resnet20", "rate=0.5", "schedule=soft", "schedule.settle=0.5", "TRAINED"],
+        # Shifts of streams are silenced.
+        ["arch=resnet20", "rate=0.5", "schedule=gated", "schedule.settle=0.5", "TRAINED"],
+        ["arch=resnet20", "rate=0.5", "schedule=fade", "schedule.duration=0.4", "TRAINED"],
     ],
     ids=lambda words: " ".join(words),
 )
 def test_compact_and_full_width_training_lead_to_the_same_weights(
     words: list[str], tmp_path: Path, always: None, few: None
 ) -> None:
+    if words[-1] == "TRAINED":
+        words = [*words[:-1], f"pretrained={trained(tmp_path, words[0])}"]
     tasks = [task_of(tmp_path, compact, *words) for compact in (True, False)]
     rows = []
     for task in tasks:
@@ -141,29 +161,20 @@ def test_where_a_pruned_filter_goes_on_learning_the_full_width_is_trained(
     assert try_compacted(fpgm.model("vgg16"), 0.5) is not None
 
 
-def test_pretrained_networks_are_trained_at_full_width(
-    tmp_path: Path, always: None, few: None
-) -> None:
-    model = fpgm.model("resnet20", in_channels=1)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.normal_(module.bias)
-    torch.save(model.state_dict(), tmp_path / "w.pt")
-    task = task_of(tmp_path, True, f"pretrained={tmp_path}/w.pt")
-    one_epoch(task, 0)
-    assert not is_compact(task)
-
-
 def test_methods_that_act_on_what_is_pruned_keep_the_full_width(
     tmp_path: Path, always: None, few: None
 ) -> None:
     def trains(*words: str) -> bool:
-        return any(isinstance(m, CompactTraining) for m in made(tmp_path, *words).methods)
+        task = made(tmp_path, *words)
+        for method in task.methods:
+            method.before_epoch(0)
+        return is_compact(task)
 
     assert trains()
     assert not trains("method=slimming")
     assert not trains("schedule=soft")
     assert not trains("schedule.zero_at_start=false")
+    assert trains("schedule=soft", "schedule.settle=0")
 
 
 def test_a_selection_that_changes_is_followed(

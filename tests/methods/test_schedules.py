@@ -11,13 +11,11 @@ from tasks import Noise, count, steps
 from zoo import randomised
 
 import fpgm
-from fpgm.config import Optimizer
 from fpgm.criteria.evidence import gather
 from fpgm.errors import Error
 from fpgm.methods.schedules import Asymptotic, Frozen, Hard, Soft, asymptotic
 from fpgm.methods.slimming import Slimming
 from fpgm.selection.rule import Rule
-from fpgm.training.loop import learning_rate
 
 
 def trained(kind: type, task: Noise | None = None, **options: Any) -> tuple[list[dict], Any]:
@@ -121,18 +119,6 @@ def test_asymptotic_prunes_more_from_epoch_to_epoch() -> None:
     pruned = [row["pruned"] for row in rows]
     assert pruned[:2] == [0, 0]  # the curve starts at 0
     assert 0 < pruned[2] <= pruned[3] <= 264
-
-
-def test_learning_rate_falls_where_the_papers_let_it_fall() -> None:
-    sgd = Optimizer(
-        lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4, milestones=[0.3, 0.6, 0.8],
-        gamma=0.2, warmup_epochs=0,
-    )  # fmt: skip
-    rates = [learning_rate(sgd, epoch, 200) for epoch in (0, 59, 60, 119, 120, 160, 199)]
-    assert rates == pytest.approx([0.1, 0.1, 0.02, 0.02, 0.004, 0.0008, 0.0008])
-    warm = sgd.model_copy(update={"warmup_epochs": 1})
-    assert learning_rate(warm, 0, 200) == pytest.approx(0.01)
-    assert learning_rate(warm, 1, 200) == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize("masked", [True, False])

@@ -18,7 +18,7 @@ from fpgm.errors import BudgetError
 from fpgm.graph.groups import prunable
 from fpgm.graph.owners import channels
 from fpgm.graph.trace import trace
-from fpgm.methods.latency import Latency, find
+from fpgm.pruning.latency import Latency, find
 from fpgm.shipping import timetable, widths
 from fpgm.shipping.lone import LAYERS, onnx_model
 from fpgm.shipping.runtimes import Target

@@ -86,7 +86,7 @@ def test_every_criterion_trains_resumes_to_the_bit_and_ships_an_equal_network(
 def test_every_schedule_trains_resumes_to_the_bit_and_ships_an_equal_network(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, baseline: str
 ) -> None:
-    start = [baseline] if name == "hard" else []
+    start = [baseline] if name in ("hard", "fade") else []
     words = [f"schedule={name}", "schedule.recalibrate=1", *start]
     report = resumes_and_ships(tmp_path, monkeypatch, *words)
     assert report["config"]["schedule"]["name"] == name
@@ -94,11 +94,11 @@ def test_every_schedule_trains_resumes_to_the_bit_and_ships_an_equal_network(
 
 @pytest.mark.parametrize("name", BESIDE)
 def test_every_method_beside_a_schedule_resumes_to_the_bit_and_ships_an_equal_network(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, baseline: str
 ) -> None:
-    report = resumes_and_ships(tmp_path, monkeypatch, f"method={name}")
+    report = resumes_and_ships(tmp_path, monkeypatch, f"method={name}", baseline)
     assert name in report["config"]["method"]
-    plain = whole(tmp_path / "plain", "schedule.train_compact=false")
+    plain = whole(tmp_path / "plain", "schedule.train_compact=false", baseline)
     assert plain["accuracy"] != report["accuracy"] or plain["equivalence"] != report["equivalence"]
 
 
@@ -169,7 +169,7 @@ def test_epochs_are_not_the_same_pass_again(
     for seed in (0, 1):
         task = made(tmp_path, "schedule=printed", f"seed={seed}")
         for epoch in range(2):
-            loop.train_epoch(task, epoch, 0.1)
+            loop.train_epoch(task, epoch)
     firsts = seen[::2]
     assert len(firsts) == 4
     assert len({first.numpy().tobytes() for first in firsts}) == 4

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fpgm.config import checked
 from fpgm.graph.groups import Prunable
 from fpgm.machine.ranks import Ranks
-from fpgm.methods.latency import Latency
+from fpgm.pruning.latency import Latency
 from fpgm.selection.rule import Rule
 
 Batches = Iterator[tuple[Tensor, Tensor]]  # (B, C, H, W) normalised images and (B,) labels
@@ -61,7 +61,18 @@ class Task(Protocol):
     def epochs(self) -> int: ...
 
     @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def steps(self) -> int:
+        """Of an epoch."""
+
+    @property
     def image_shape(self) -> tuple[int, int, int]: ...
+
+    @property
+    def preprocessing(self) -> Mapping[str, Any]:
+        """What is known of the images: data.images.preprocessing."""
 
     @property
     def from_scratch(self) -> bool:
@@ -76,8 +87,20 @@ class Task(Protocol):
     def train(self, trained: Trained) -> None:
         """Step this from now on."""
 
+    def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """The task's own of a batch: outputs (B, classes), labels (B,)."""
+
+    def given(self) -> nn.Module:
+        """A copy of the trained network that the run starts from, as it was then."""
+
+    def accelerated(self, network: nn.Module) -> Callable[[Tensor], Tensor]:
+        """The same function of a batch of images, compiled where the run is."""
+
+    def say(self, line: str) -> None:
+        """On the screen and in the run's log."""
+
     def warn(self, line: str) -> None:
-        """Say it on the screen and in the run's log."""
+        """Say it as a warning."""
 
 
 class Method:
@@ -126,10 +149,9 @@ class Method:
     def resume(self, state: Mapping[str, Any]) -> None:
         """In place of `start`, in a run that goes on."""
 
-    @property
-    def still(self) -> bool:
-        """Whether filters that are pruned before the first epoch stay as they are, and nothing else
-        is done to them: then the compact network may be trained in their place."""
+    def still_during(self, epoch: int) -> bool:
+        """Whether filters that are pruned when `epoch` begins stay as they are in it, and nothing
+        else is done to them: then the compact network may be trained in their place."""
         return False
 
     @classmethod
@@ -149,11 +171,26 @@ class Schedule(Method):
 
     keep: dict[str, Tensor]
     scores: Mapping[str, Tensor] = {}
+    # Whether what is selected at the start is gone before the first step.
+    at_once: ClassVar[bool] = True
+    # Whether what is pruned loses its BatchNorm's scale and shift, too.
+    silences: ClassVar[bool] = False
     latency: Mapping[str, Any] = {}  # what the clock said of the widths, where it chose them
 
     def full_rate(self) -> float:
         """The rate that the run comes to."""
         return self.task.goal.rate
+
+    @property
+    def settled_at(self) -> dict[str, Any] | None:
+        """epoch: how many were done when the selection was fixed; at_rest: whether it had come to
+        rest, None where the moment was given. None where it may change to the end."""
+        return None
+
+    @property
+    def zeroed(self) -> nn.Module:
+        """The network as it would be if training ended now."""
+        return self.task.full.network
 
     def expected(self) -> dict[str, Tensor]:
         """What would be kept in the end, by the weights as they stand. Changes nothing."""

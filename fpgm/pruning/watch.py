@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from fpgm.methods.method import Trained
+from fpgm.pruning.method import Trained
 
 
 class Watch:

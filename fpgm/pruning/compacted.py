@@ -1,32 +1,33 @@
-"""Frozen runs train the compact network: what is pruned before the first epoch stays pruned.
+"""Where pruned filters are held at zero, the compact network is trained in place of the full one.
 
-A filter that is zero and masked, with BatchNorm and ReLU behind it and a shift of zero, writes
-zeros and gets no gradient; nor does its shift, nor do the weights that read it. So the network
-without it takes exactly the same steps. What is left out shrinks by weight decay and momentum
-alone, a linear recursion that `write_back` makes up for in closed form. A filter that writes into
-a residual stream is not dead, its shift is learnt: it stays, as zeros, and so do as many others as
-make a width that trains fast.
+A filter that is zero and masked, with BatchNorm and ReLU behind it and a shift that is not above
+zero, writes zeros and gets no gradient; nor does its shift, nor do the weights that read it. So the
+network without it takes exactly the same steps. What is left out shrinks by weight decay and
+momentum alone, a linear recursion that `write_back` makes up for. Others are not dead: those that
+write into a residual stream, whose shift is learnt unless the schedule silences it, and those of a
+trained network whose shift is above zero. They stay, as zeros, and so do as many more as make a
+width that trains fast.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from types import EllipsisType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
 from fpgm.compaction.ballast import rounded, streams, widened
-from fpgm.compaction.constants import Analysis, analyse
+from fpgm.compaction.constants import Analysis, Channels, Keep, analyse
 from fpgm.compaction.rewriting import rewrite
 from fpgm.graph import operations as ops
 from fpgm.graph.cost import cost
 from fpgm.graph.flow import is_relu
 from fpgm.graph.groups import Group
 from fpgm.graph.trace import ChannelGraph, trace
-from fpgm.methods.method import Method, Schedule, Task, Trained
+from fpgm.pruning.method import Method, Schedule, Task, Trained
 
 Place = tuple[Tensor, ...] | EllipsisType  # of the compact parameter's entries in the full one
 
@@ -37,30 +38,34 @@ WORTH = 0.75  # of the MACs: above it, time is not saved either (docs/performanc
 class CompactTraining(Method):
     """Trains the compact network in place of the one at full width, wherever that is exact."""
 
-    def __init__(self, task: Task, schedule: Schedule) -> None:
+    def __init__(self, task: Task, schedule: Schedule, beside: Iterable[Method] = ()) -> None:
         super().__init__(task)
-        self._schedule = schedule
+        self._schedule, self._others = schedule, [schedule, *beside]
         self._keep: Mapping[str, Tensor] | None = None
         self._compacted: Compacted | None = None
-        self._steps = 0
 
     def before_epoch(self, epoch: int) -> None:
-        self._steps, keep = 0, self._schedule.keep
-        before = self._keep
+        if not all(method.still_during(epoch) for method in self._others):
+            if self._compacted is not None:
+                self.task.train(self.task.full)
+            self._keep = self._compacted = None
+            return
+        keep, before = self._schedule.keep, self._keep
         if before is not None and all(torch.equal(keep[name], before[name]) for name in keep):
             return  # what is compiled stays compiled
         full = self.task.full
         groups, image = self.task.prunable.groups, self.task.image_shape
-        self._keep = keep
-        self._compacted = compacted(full.network, full.optimizer, keep, groups, image)
+        self._keep, held = keep, self._schedule.silences
+        self._compacted = compacted(full.network, full.optimizer, keep, groups, image, held)
         self.task.train(full if self._compacted is None else self._compacted.trained)
 
     def after_step(self) -> None:
-        self._steps += 1
+        if self._compacted is not None:
+            self._compacted.count_step()
 
     def after_epoch(self, epoch: int) -> dict[str, Any]:
         if self._compacted is not None:
-            self._compacted.write_back(self._steps)
+            self._compacted.write_back()
         return {}
 
 
@@ -78,6 +83,7 @@ class Compacted:
         narrow = torch.optim.SGD(network.parameters(), **optimizer.defaults)
         self._model, self._full, self._places = model, optimizer, places
         self.trained = Trained(network, narrow, dict(_rows(places)))
+        self._decay, self._steps = np.eye(2), 0  # of what is left out, since it was written back
         full = dict(model.named_parameters())
         for name, parameter in network.named_parameters():
             buffer = optimizer.state[full[name]].get("momentum_buffer")
@@ -85,12 +91,18 @@ class Compacted:
                 part = torch.empty_like(parameter).copy_(buffer[places[name]])
                 narrow.state[parameter]["momentum_buffer"] = part
 
+    def count_step(self) -> None:
+        """One step was taken, at the learning rate that the optimizer has."""
+        self._decay = _decay(self.trained.optimizer.param_groups[0]) @ self._decay
+        self._steps += 1
+
     @torch.no_grad()
-    def write_back(self, steps: int) -> None:
-        """Bring the full-width network and its optimizer to where `steps` steps have led."""
-        (keeps, drifts), (gains, lasts) = _decay(
-            self.trained.optimizer.param_groups[0], steps
-        ).tolist()
+    def write_back(self) -> None:
+        """Bring the full-width network and its optimizer to where the steps since the last time
+        have led."""
+        (keeps, drifts), (gains, lasts) = self._decay.tolist()
+        steps = self._steps
+        self._decay, self._steps = np.eye(2), 0
         trained = dict(self.trained.network.named_parameters())
         for name, full in self._model.named_parameters():
             place, state = self._places[name], self._full.state[full]
@@ -126,23 +138,25 @@ def compacted(
     keep: Mapping[str, Tensor],
     groups: Iterable[Group],
     image: tuple[int, int, int],
+    held: bool = False,
 ) -> Compacted | None:
     """The compact network of a model whose filters outside `keep` are zero and stay so.
 
     None where training it would not take exactly the same steps, or hardly less time. groups: what
-    was selected together; image: (C, H, W), to count MACs.
+    was selected together; image: (C, H, W), to count MACs; held: whether scales and shifts of
+    pruned filters that are zero stay so, too.
     """
     graph = trace(model)
     keep = {name: kept.cpu() for name, kept in keep.items()}
     # Streams at their full width and widths that train fast: the adds' scatter costs more.
     chosen = streams(graph, keep)
-    ballast = widened(graph, keep, {}, chosen)
+    ballast = widened(graph, keep, _awake(graph, keep, held), chosen)
     ballast = widened(graph, keep, rounded(graph, keep, ballast, groups, MULTIPLE), chosen)
     analysis = analyse(graph, keep, ballast)
     dense = cost(model, image)
-    if analysis.macs(dense) > WORTH * dense.macs:
+    if analysis.macs(dense) >= WORTH * dense.macs:
         return None
-    if not _silent(analysis) or not _all_dead(analysis):
+    if not _silent(analysis) or not _all_dead(analysis, held):
         return None
     network, foldings = rewrite(analysis)
     for name, attribute in foldings:
@@ -155,13 +169,12 @@ def compacted(
     return Compacted(model, optimizer, network, places)
 
 
-def _decay(group: Mapping[str, float], steps: int) -> np.ndarray:
-    """What `steps` steps of SGD without a gradient do to (parameter, momentum): a matrix (2, 2)."""
+def _decay(group: Mapping[str, float]) -> np.ndarray:
+    """What a step of SGD without a gradient does to (parameter, momentum): a matrix (2, 2)."""
     lr, mu, wd = group["lr"], group["momentum"], group["weight_decay"]
     momentum = np.array([wd, mu])  # of the new one, in terms of the old pair
     moved = np.array([wd, 0.0]) + mu * momentum if group["nesterov"] else momentum
-    step = np.stack([np.array([1.0, 0.0]) - lr * moved, momentum])
-    return np.linalg.matrix_power(step, steps)
+    return np.stack([np.array([1.0, 0.0]) - lr * moved, momentum])
 
 
 def _places(analysis: Analysis) -> Iterator[tuple[str, Place]]:
@@ -192,7 +205,21 @@ def _silent(analysis: Analysis) -> bool:
     return not any(channels.absent.any() for channels in read)
 
 
-def _all_dead(analysis: Analysis) -> bool:
+def _awake(graph: ChannelGraph, keep: Keep, held: bool) -> dict[str, Tensor]:
+    """The pruned filters of inner layers that their BatchNorm keeps alive, as ballast."""
+    analysis, found = analyse(graph, keep), {}
+    for node, name in graph.convolutions():
+        norm = next(iter(node.users))
+        channels = analysis.flow.written[norm]
+        if name not in keep or graph.kinds[norm] != ops.NORM or channels is None:
+            continue
+        awake = _absent(channels) & ~_resting(norm, graph, held)
+        if awake.any() and _rectified(norm, graph):
+            found[name] = torch.cat((keep[name], awake.nonzero().flatten())).unique()
+    return found
+
+
+def _all_dead(analysis: Analysis, held: bool) -> bool:
     """Whether no gradient can ever reach a channel that is left out."""
     graph = analysis.graph
     for node, kind in graph.kinds.items():
@@ -202,23 +229,33 @@ def _all_dead(analysis: Analysis) -> bool:
         if channels is None or channels.whole or kind not in (ops.CONV, ops.DEPTHWISE, ops.NORM):
             continue
         if kind == ops.NORM:
-            absent = torch.ones(channels.total, dtype=torch.bool, device=channels.live.device)
-            absent[channels.live] = False
-            norm = graph.module.get_submodule(str(node.target))
-            if not _rests(norm, absent) or not _rectified(node, graph):
+            if (_absent(channels) & ~_resting(node, graph, held)).any():
                 return False
         elif any(graph.kinds[user] != ops.NORM for user in node.users):
             return False
     return all(_from_relu(expansion.source, analysis) for expansion in analysis.widened())
 
 
-def _rests(norm: nn.Module, absent: Tensor) -> bool:
-    """Whether a BatchNorm hands the zeros of these channels on as what ReLU makes zero, in training
-    and in evaluation."""
-    shift, mean = norm.bias, norm.running_mean
-    assert isinstance(shift, Tensor)
-    assert isinstance(mean, Tensor)
-    return bool((shift[absent] <= 0).all() and (mean[absent] == 0).all() and norm.momentum)
+def _absent(channels: Channels) -> Tensor:
+    """(total,) bool, True for the channels that are not computed."""
+    absent = torch.ones(channels.total, dtype=torch.bool, device=channels.live.device)
+    return absent.index_fill_(0, channels.live, False)
+
+
+def _resting(node: fx.Node, graph: ChannelGraph, held: bool) -> Tensor:
+    """Which channels (C,) of a BatchNorm hand zeros on as what stays zero, in training and in
+    evaluation: those that ReLU makes so, and those that are silenced and held."""
+    norm = graph.module.get_submodule(str(node.target))
+    scale, shift, mean, var = (
+        cast(Tensor, getattr(norm, part))
+        for part in ("weight", "bias", "running_mean", "running_var")
+    )
+    if not norm.momentum:  # a mean over all batches forgets nothing
+        return torch.zeros(len(scale), dtype=torch.bool, device=scale.device)
+    # While only zeros come in, the mean's part of the output shrinks from step to step.
+    most = shift + scale.abs() * mean.abs() * (var + float(norm.eps)).rsqrt()  # type: ignore[arg-type]
+    resting = (most <= 0) if _rectified(node, graph) else torch.zeros_like(most, dtype=torch.bool)
+    return resting | ((scale == 0) & (shift == 0)) if held else resting
 
 
 def _rectified(node: fx.Node, graph: ChannelGraph) -> bool:

@@ -21,9 +21,10 @@ from fpgm.graph.cost import cost
 from fpgm.graph.trace import trace
 from fpgm.graph.worth import Worth, worths
 from fpgm.machine.ranks import check_agreement, from_first
-from fpgm.methods.latency import Latency, find
-from fpgm.methods.method import Goal, Schedule, Task
-from fpgm.methods.watch import Watch
+from fpgm.pruning.latency import Latency, find
+from fpgm.pruning.method import Goal, Schedule, Task
+from fpgm.pruning.settling import Settle, Settling, Share
+from fpgm.pruning.watch import Watch
 from fpgm.selection.budget import LARGEST, rate_nearest, rate_under
 from fpgm.selection.ranking import group_scores
 from fpgm.selection.select import all_tied, highest, score
@@ -31,7 +32,6 @@ from fpgm.selection.zero import pruned, zero_
 from fpgm.shipping.widths import Found, counts
 
 Interval = Annotated[int, Field(ge=1, examples=["1"])]
-Settle = Annotated[float, Field(ge=0, le=1, examples=["0.6"])]
 Recalibrate = Annotated[int, Field(ge=0, examples=["100"])]
 Keep = dict[str, Tensor]
 Scores = dict[str, Tensor]
@@ -46,9 +46,10 @@ class Zeroing(Schedule):
     which epochs pruned filters get no gradient (`masked`).
 
     interval: epochs between two selections; zero_at_start: whether there is one before the first
-    epoch; reset_momentum: whether that of pruned filters is cleared; settle: share of the epochs
-    after which the selection stays and is masked, 1 = never; recalibrate: batches of training
-    images on which BatchNorm is estimated again after the last zeroing.
+    epoch; reset_momentum: whether that of pruned filters is cleared; settle, latest: when the
+    selection is fixed and masked for good (see Settling); recalibrate: batches of training images
+    on which BatchNorm is estimated again after the last zeroing; train_compact: whether the compact
+    network is trained where that takes the same steps.
     """
 
     def __init__(
@@ -59,12 +60,16 @@ class Zeroing(Schedule):
         zero_at_start: bool = True,
         reset_momentum: bool = True,
         settle: Settle = 1.0,
+        latest: Share = 0.6,
         recalibrate: Recalibrate = 0,
+        train_compact: bool = True,
     ) -> None:
         """Raises Error where the network lacks what the criterion looks at."""
         super().__init__(task)
-        self.interval, self.zero_at_start, self.settle = interval, zero_at_start, settle
+        self.interval, self.zero_at_start = interval, zero_at_start
+        self.settling = Settling(settle, latest, task.epochs)
         self._reset_momentum, self._recalibrate = reset_momentum, recalibrate
+        self._train_compact = train_compact
         self.rate: float | None = None
         self.widths: dict[str, int] = {}  # by layer, where a budget of time has set them
         self.scores: Scores = {}
@@ -96,11 +101,24 @@ class Zeroing(Schedule):
 
     def settled(self, epoch: int) -> bool:
         """Whether by `epoch` the selection is fixed for good."""
-        return self.settle < 1 and epoch >= math.ceil(self.settle * self.task.epochs)
+        return self.settling.by(epoch)
 
     def last(self, epoch: int) -> bool:
         """Whether the selection stays as it is after this epoch."""
         return epoch == self.task.epochs - 1 or self.settled(epoch + 1)
+
+    def still_during(self, epoch: int) -> bool:
+        return self._train_compact and self.masked(epoch)
+
+    @property
+    def settled_at(self) -> dict[str, Any] | None:
+        epoch = self.settling.epoch
+        if epoch is None:
+            return None
+        return {
+            "epoch": epoch,
+            "at_rest": self.settling.came_to_rest if self.settling.auto else None,
+        }
 
     # The moments.
 
@@ -111,7 +129,7 @@ class Zeroing(Schedule):
             zero_(self._model, self.keep)
 
     def before_epoch(self, epoch: int) -> None:
-        self._masked = self.masked(epoch)
+        self._masked, self._before = self.masked(epoch), self._masks
         # What is trained may have been exchanged.
         self._watch = Watch(self._model, self._masks, self.task.trained)
 
@@ -127,20 +145,42 @@ class Zeroing(Schedule):
         """
         watch = self._watch
         columns = {"pruned": watch.pruned, "revived": watch.revived(), "dead": watch.dead()}
-        churn, before = 0.0, self._masks
+        churn = 0.0
         share = self.share_after(epoch)
         self.scores, self._evidence = {}, None
         if share is not None:
             self._choose(share)
-            churn = self.watch().churn(before)
+            churn = self.watch().churn(self._before)
+            if share == 1:
+                self.settling.see(epoch, self.keep)
+        changed = self.enforce(epoch, share is not None)
+        check_agreement(self.keep, self.task.ranks)
+        if self.settled(epoch + 1) and not self.settled(epoch):
+            self._say_settled(epoch + 1)
+        return {"churn": churn, **columns, "changed": changed}
+
+    def enforce(self, epoch: int, chosen: bool) -> bool:
+        """After an epoch, make the network what the selection says. Returns whether that changed
+        what it computes. chosen: whether the selection was made again."""
         # Where nothing has left zero there is nothing to zero and to measure again.
-        changed = self.watch().revived() > 0 and (share is not None or self._masked)
+        changed = self.watch().revived() > 0 and (chosen or self._masked)
         if changed:
             zero_(self._model, self.keep)
-        if share is not None and (self._reset_momentum or self.settled(epoch + 1)):
+        if chosen and (self._reset_momentum or self.settled(epoch + 1)):
             self._clear_momentum()
-        check_agreement(self.keep, self.task.ranks)
-        return {"churn": churn, **columns, "changed": changed}
+        return changed
+
+    def _say_settled(self, epoch: int) -> None:
+        if not self.settling.auto or epoch >= self.task.epochs or not self.task.goal.prunes:
+            return
+        if self.settling.came_to_rest:
+            self.task.say(f"schedule.settle=auto: the selection is at rest after epoch {epoch}")
+        else:
+            rest = "too few of them" if self.settling.rest is None else f"{self.settling.rest:.3f}"
+            self.task.warn(
+                f"schedule.settle=auto: the selections still change after epoch {epoch} ({rest} of "
+                "what is kept stays), and are fixed there by schedule.latest"
+            )
 
     def finish(self) -> None:
         """Estimate all BatchNorm statistics again, on training images as they are."""
@@ -149,12 +189,14 @@ class Zeroing(Schedule):
 
     def state(self) -> dict[str, Any]:
         found = {"widths": self.widths, "latency": dict(self.latency)}
-        return {"keep": self.keep, "rate": self.rate, "scores": self.scores, **found}
+        chosen = {"keep": self.keep, "rate": self.rate, "scores": self.scores}
+        return {**chosen, **found, "settling": self.settling.state()}
 
     def resume(self, state: Mapping[str, Any]) -> None:
         self.use(state["keep"])
         self.rate, self.scores = state["rate"], dict(state["scores"])
         self.widths, self.latency = dict(state["widths"]), dict(state["latency"])
+        self.settling.resume(state["settling"])
 
     # The selection.
 

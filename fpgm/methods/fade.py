@@ -1,0 +1,85 @@
+"""Filters that are to go fade away, step by step (after HESSO, Chen et al., 2024)."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from fpgm.graph.trace import trace
+from fpgm.pruning.method import Goal, Task
+from fpgm.pruning.silence import Silence, tails
+from fpgm.pruning.zeroing import Recalibrate, Zeroing
+
+Duration = Annotated[float, Field(gt=0, le=1, examples=["0.3"])]
+
+
+class Fade(Zeroing):
+    """Selected once on a trained network; from then on, after each of D steps t = 0, 1, ..., the
+    filters to go are multiplied by (D - t - 1) / (D - t), together with the scale and shift behind
+    them: a straight line to exactly 0. The rest of the training holds them there.
+
+    duration: the share of all steps that D is.
+    """
+
+    name: ClassVar[str] = "fade"
+    silences: ClassVar[bool] = True
+    at_once: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        task: Task,
+        *,
+        duration: Duration = 0.3,
+        recalibrate: Recalibrate = 0,
+        train_compact: bool = True,
+    ) -> None:
+        super().__init__(task, recalibrate=recalibrate, train_compact=train_compact)
+        self._steps = max(1, math.ceil(duration * task.epochs * task.steps))
+        self._tails = tails(trace(self._model))
+        self._taken = 0
+
+    def start(self) -> None:
+        self._refuse_ties(self._choose(1.0))
+
+    def share_after(self, epoch: int) -> float | None:
+        return None
+
+    def masked(self, epoch: int) -> bool:
+        return self._taken >= self._steps
+
+    def before_epoch(self, epoch: int) -> None:
+        super().before_epoch(epoch)
+        self._silence = Silence(self._masks, self._tails, self.task.trained)
+
+    def after_backward(self) -> None:
+        super().after_backward()
+        if self._taken >= self._steps:
+            self._silence.still()
+
+    def after_step(self) -> None:
+        if self._taken < self._steps:
+            self._silence.scale((self._steps - self._taken - 1) / (self._steps - self._taken))
+        self._taken += 1
+
+    def enforce(self, epoch: int, chosen: bool) -> bool:
+        return False  # the steps have done it
+
+    def finish(self) -> None:
+        if self._taken < self._steps:  # of a run without epochs
+            Silence(self._masks, self._tails, self.task.full).scale(0.0)
+        super().finish()
+
+    def state(self) -> dict[str, Any]:
+        return {**super().state(), "taken": self._taken}
+
+    def resume(self, state: Any) -> None:
+        super().resume(state)
+        self._taken = state["taken"]
+
+    @classmethod
+    def problems(cls, goal: Goal, from_scratch: bool) -> list[str]:
+        if goal.prunes and from_scratch:
+            return ["schedule=fade: prunes a trained network, name it with pretrained=RUN_DIR"]
+        return []

@@ -1,0 +1,220 @@
+"""A soft schedule that loses nothing at the end: filters are gated, not zeroed, until they settle.
+
+SFP's softness is that pruned filters go on learning; but behind a BatchNorm they grow back to full
+size within an epoch, the network computes with them, and the next zeroing costs what they have come
+to mean. Here a gate closes their feature maps instead: the network never computes with them, and
+the gradient that the open gate would have passed on reaches them all the same (a straight-through
+estimator, Bengio et al., 2013). So a filter that would be of use gets better, and is chosen in
+place of another; and closing it for good changes nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from fpgm.errors import GraphError
+from fpgm.graph.trace import ChannelGraph, trace
+from fpgm.pruning.method import Task, Trained
+from fpgm.pruning.settling import Settle, Share
+from fpgm.pruning.silence import Silence, Tail, tails
+from fpgm.pruning.zeroing import Interval, Recalibrate, Zeroing
+
+Every = Annotated[int, Field(ge=0, examples=["100"])]
+
+_BEND = 2.75  # of the rate's curve: SMCP's b of 0.05 an epoch, times its 55 epochs
+
+
+class Gated(Zeroing):
+    """Chooses by the weights as they live, after epochs and steps; masks feature maps until the
+    selection is settled, then silences what is pruned, weights, scales and shifts, and trains on.
+
+    every: steps between two selections within an epoch, 0: none; growth: share of the epochs in
+    which the rate grows to the one asked for, 0: it is that from the start; the rest as in Zeroing.
+    """
+
+    name: ClassVar[str] = "gated"
+    silences: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        task: Task,
+        *,
+        interval: Interval = 1,
+        every: Every = 0,
+        growth: Share = 0.0,
+        settle: Settle = 0.7,
+        latest: Share = 0.7,
+        recalibrate: Recalibrate = 0,
+        train_compact: bool = True,
+    ) -> None:
+        """Raises GraphError where gates cannot be put into the network."""
+        super().__init__(
+            task, interval=interval, zero_at_start=growth == 0, settle=settle, latest=latest,
+            recalibrate=recalibrate, train_compact=train_compact,
+        )  # fmt: skip
+        self._every, self._growth, self._step = every, growth, 0
+        graph = trace(self._model)
+        self._tails = tails(graph)
+        self._gates: dict[str, Gate] = {}
+        self._closed = False  # whether what is pruned has been silenced
+        if task.goal.prunes:
+            network, self._gates = gated(graph, self._tails, list(task.prunable.layers))
+            self._gated = Trained(network, task.full.optimizer)
+
+    def share_before(self) -> float | None:
+        share = self.grown(0.0)
+        return share if share > 0 else None
+
+    def share_after(self, epoch: int) -> float | None:
+        share = super().share_after(epoch)
+        # At the last selection nothing may be left for later.
+        return share if share is None or self.last(epoch) else self.grown(epoch + 1)
+
+    def grown(self, epoch: float) -> float:
+        """The share of the rate after so many epochs, in full once the growth is over."""
+        share = growth(epoch / (self._growth * self.task.epochs)) if self._growth else 1.0
+        return 1.0 if self.settled(math.floor(epoch)) else share
+
+    def start(self) -> None:
+        share = self.share_before()
+        if share is not None:
+            self._refuse_ties(self._choose(share))
+        if self.settled(0):
+            self._close()
+        self._open()
+
+    def before_epoch(self, epoch: int) -> None:
+        self._step = 0
+        self._open()
+        super().before_epoch(epoch)
+        self._silence = Silence(self._masks, self._tails, self.task.trained)
+        self._epoch = epoch
+
+    def after_backward(self) -> None:
+        super().after_backward()
+        if self._closed:
+            self._silence.still()
+
+    def after_step(self) -> None:
+        self._step += 1
+        if self._closed or not self._every or self._step % self._every:
+            return
+        share = self.grown(self._epoch + self._step / self.task.steps)
+        if share > 0 and self._gates:
+            self._evidence = None
+            self._choose(share)
+            self._set_gates()
+
+    def after_epoch(self, epoch: int) -> dict[str, Any]:
+        closed = self._closed
+        columns = super().after_epoch(epoch)
+        if not closed:
+            # All of them have learnt; these are chosen again.
+            pairs = ((mask, self._masks[name]) for name, mask in self._before.items())
+            columns["revived"] = sum(int((before & ~now).sum()) for before, now in pairs)
+        return columns
+
+    def enforce(self, epoch: int, chosen: bool) -> bool:
+        if self._closed:
+            return super().enforce(epoch, chosen)
+        if self.last(epoch):
+            self._close()
+        elif self._gates:
+            self._set_gates()
+        return any((mask != self._before[name]).any() for name, mask in self._masks.items())
+
+    def finish(self) -> None:
+        if not self._closed:
+            self._close()
+        super().finish()
+
+    def state(self) -> dict[str, Any]:
+        return {**super().state(), "closed": self._closed}
+
+    def resume(self, state: Any) -> None:
+        super().resume(state)
+        self._closed = state["closed"]
+
+    @property
+    def zeroed(self) -> nn.Module:
+        return self._model if self._closed or not self._gates else self._gated.network
+
+    def _open(self) -> None:
+        """Train through the gates, while there are any."""
+        if self._gates and not self._closed:
+            self._set_gates()
+            if self.task.trained is not self._gated:  # what is compiled stays compiled
+                self.task.train(self._gated)
+
+    def _set_gates(self) -> None:
+        for name, gate in self._gates.items():
+            gate.mask.copy_((~self._masks[name]).view(1, -1, 1, 1))
+
+    def _close(self) -> None:
+        """Nothing that the network computes is changed by this."""
+        Silence(self._masks, self._tails, self.task.full).scale(0.0)
+        self.task.train(self.task.full)
+        self._closed = True
+
+
+class Gate(nn.Module):
+    """Feature maps (B, N, H, W) times a mask of zeros and ones (1, N, 1, 1); the gradient goes
+    through as if all of it were ones."""
+
+    mask: Tensor
+
+    def __init__(self, like: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mask", torch.ones(1, len(like), 1, 1, device=like.device))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        through: Tensor = _StraightThrough.apply(maps, self.mask.to(maps.dtype))
+        return through
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, maps: Tensor, mask: Tensor) -> Tensor:
+        return maps * mask
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
+
+
+def gated(
+    graph: ChannelGraph, behind: dict[str, Tail], layers: list[str]
+) -> tuple[nn.Module, dict[str, Gate]]:
+    """The traced network, its parameters shared with the original, with a gate behind each of these
+    convolutions, its BatchNorm and its activation. Raises GraphError."""
+    for node in graph.kinds:
+        if node.op == "call_function" and (
+            "dropout" in str(node.target) or "depth" in str(node.target)
+        ):
+            raise GraphError(
+                f"schedule=gated: {node.name} is a function and was traced as it is in evaluation; "
+                "use the layer (nn.Dropout) in place of it, or schedule=fade"
+            )
+    network, gates = graph.module, {}
+    network.add_submodule("gates", nn.ModuleDict())
+    for number, name in enumerate(layers):
+        weight, last = network.get_submodule(name).weight, behind[name].last
+        assert isinstance(weight, Tensor)
+        gates[name] = Gate(weight)
+        network.add_submodule(f"gates.{number}", gates[name])
+        with network.graph.inserting_after(last):
+            gate = network.graph.call_module(f"gates.{number}", (last,))
+        last.replace_all_uses_with(gate)
+        gate.args = (last,)
+    network.recompile()
+    return network, gates
+
+
+def growth(share: float) -> float:
+    """Of the rate, after a share of the epochs in which it grows: (1 - e^(-bt)) / (1 - e^(-bT))."""
+    return -math.expm1(-_BEND * min(share, 1.0)) / -math.expm1(-_BEND)

@@ -1,0 +1,1 @@
+"""How filters are held at zero while a network trains: what methods are made of."""

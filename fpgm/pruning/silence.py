@@ -1,0 +1,99 @@
+"""What stands behind a filter and speaks for it alone: its BatchNorm's scale and shift.
+
+A filter of zeros still emits a constant through its BatchNorm. Where a method takes these along,
+its channel is zero, and nothing has to be folded into the layers that read it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx, nn
+
+from fpgm.graph import operations as ops
+from fpgm.graph.trace import ChannelGraph
+from fpgm.pruning.method import Trained
+
+
+@dataclass(frozen=True)
+class Tail:
+    """What alone reads a convolution and is zero where that is: norms, the BatchNorms in it; last:
+    the last operation, the convolution itself where there is none."""
+
+    norms: tuple[str, ...]
+    last: fx.Node
+
+
+def tails(graph: ChannelGraph) -> dict[str, Tail]:
+    """Convolution -> its BatchNorm, once without a shift, and activation."""
+    modules = dict(graph.module.named_modules())
+    found = {}
+    for node, name in graph.convolutions():
+        last, norms = node, []
+        while len(last.users) == 1:
+            reader = next(iter(last.users))
+            if graph.kinds[reader] == ops.NORM:
+                norm = modules[str(reader.target)]
+                if type(norm) is not nn.BatchNorm2d or not norm.affine:
+                    break
+                norms.append(str(reader.target))
+            elif graph.kinds[reader] != ops.ELEMENTWISE or _moves_zero(reader, modules):
+                break
+            last = reader
+        found[name] = Tail(tuple(norms), last)
+    return found
+
+
+def _moves_zero(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    return bool(ops.apply(node, modules, torch.zeros(1, 1, 1, 1)).any())
+
+
+class Silence:
+    """Of the filters that masks say, in a network: their weights and what stands behind them.
+
+    masks: convolution -> (N,) bool, True for the filters meant; tails: of the network at full
+    width; trained: that one, or what is stepped in its place.
+    """
+
+    def __init__(
+        self, masks: Mapping[str, Tensor], tails: Mapping[str, Tail], trained: Trained
+    ) -> None:
+        self._optimizer = trained.optimizer
+        self._parameters: list[nn.Parameter] = []
+        self._stays: list[Tensor] = []  # 0 where a filter is meant, else 1
+        for name, mask in masks.items():
+            here = mask[trained.rows[name]] if name in trained.rows else mask
+            if not here.any():
+                continue
+            modules = [trained.network.get_submodule(n) for n in (name, *tails[name].norms)]
+            for parameter in (p for module in modules for p in _own(module)):
+                shape = (-1, *[1] * (parameter.dim() - 1))
+                self._parameters.append(parameter)
+                self._stays.append(
+                    torch.ones_like(parameter).masked_fill_(
+                        here.to(parameter.device).view(shape), 0
+                    )
+                )
+
+    @torch.no_grad()
+    def scale(self, factor: float) -> None:
+        """Multiply them, and forget their momentum."""
+        for parameter, stays in zip(self._parameters, self._stays, strict=True):
+            parameter.mul_(stays + (1 - stays) * factor)
+            buffer = self._optimizer.state[parameter].get("momentum_buffer")
+            if buffer is not None:
+                buffer.mul_(stays)
+
+    @torch.no_grad()
+    def still(self) -> None:
+        """Take their gradients from them."""
+        pairs = [(p.grad, s) for p, s in zip(self._parameters, self._stays, strict=True)]
+        gradients = [gradient for gradient, _ in pairs if gradient is not None]
+        if gradients:
+            torch._foreach_mul_(gradients, [s for gradient, s in pairs if gradient is not None])
+
+
+def _own(module: nn.Module) -> Iterator[nn.Parameter]:
+    return (p for p in (module.weight, module.bias) if isinstance(p, nn.Parameter))

@@ -1,0 +1,217 @@
+"""Gates and fading: what they compute, what learns behind them, and that nothing is lost."""
+
+from __future__ import annotations
+
+import copy
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from tasks import Noise, few, steps, whole
+from torch import Tensor, nn
+
+import fpgm
+from fpgm.errors import Error, GraphError
+from fpgm.graph.trace import trace
+from fpgm.methods.fade import Fade
+from fpgm.methods.gated import Gate, Gated, gated, growth
+from fpgm.pruning.method import Trained
+from fpgm.pruning.silence import Silence, tails
+from fpgm.selection.zero import pruned
+
+__all__ = ["few"]  # a fixture
+
+
+class Plain(nn.Module):
+    """A convolution with a BatchNorm and one without, behind an activation that moves zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm = nn.Conv2d(3, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6)
+        self.b, self.fc = nn.Conv2d(6, 5, 3, padding=1), nn.Linear(5, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm(self.a(x)))
+        return self.fc(torch.sigmoid(self.b(x)).mean((2, 3)))
+
+
+class Dropping(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.dropout(x, 0.5, self.training))
+
+
+def of(model: nn.Module) -> tuple[nn.Module, dict[str, Gate]]:
+    graph = trace(model)
+    return gated(graph, tails(graph), [name for _, name in graph.convolutions()])
+
+
+@pytest.mark.parametrize("network", [lambda: fpgm.model("resnet20"), Plain])
+def test_with_all_gates_open_a_step_is_that_of_the_dense_network(network: Any) -> None:
+    torch.manual_seed(0)
+    dense = network().train()
+    through, gates = of(copy.deepcopy(dense))
+    assert gates
+    inputs = torch.randn(4, 3, 8, 8)
+    for model in (dense, through.train()):
+        model(inputs).square().sum().backward()
+    assert torch.equal(dense(inputs), through(inputs))
+    theirs = dict(through.named_parameters())
+    for name, parameter in dense.named_parameters():
+        assert torch.equal(parameter.grad, theirs[name].grad), name
+
+
+@given(st.lists(st.booleans(), min_size=6, max_size=6), st.integers(0, 99))
+def test_a_closed_gate_passes_nothing_on_and_all_of_the_gradient_back(
+    open_: list[bool], seed: int
+) -> None:
+    torch.manual_seed(seed)
+    maps = torch.randn(2, 6, 3, 3, requires_grad=True)
+    gate = Gate(torch.zeros(6, 3, 1, 1))
+    gate.mask.copy_(torch.tensor(open_).view(1, -1, 1, 1))
+    said = gate(maps)
+    closed = ~torch.tensor(open_)
+    assert torch.equal(said[:, ~closed], maps[:, ~closed])
+    assert not said[:, closed].any()
+    upstream = torch.randn_like(said)
+    said.backward(upstream)
+    assert maps.grad is not None
+    assert torch.equal(maps.grad, upstream)
+    assert gate(maps.bfloat16()).dtype == torch.bfloat16
+
+
+def test_a_pruned_filter_gets_the_gradient_of_the_dense_layer_at_the_masked_output() -> None:
+    torch.manual_seed(0)
+    model = Plain().train()
+    through, gates = of(model)
+    gates["a"].mask[0, :3] = 0
+    inputs = torch.randn(4, 3, 8, 8)
+    through(inputs).square().sum().backward()
+    found = model.a.weight.grad
+    assert found is not None
+    assert found[:3].flatten(1).any(1).all()
+    # The same by hand: the gradient at the masked maps, sent back through the open layer.
+    model.zero_grad()
+    maps = torch.relu(model.norm(model.a(inputs)))
+    masked = (maps * gates["a"].mask).detach().requires_grad_()
+    model.fc(torch.sigmoid(model.b(masked)).mean((2, 3))).square().sum().backward()
+    maps.backward(masked.grad)
+    assert torch.allclose(found, model.a.weight.grad, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("t", "share"), [(0, 0), (10, 0.420), (20, 0.675), (30, 0.830), (40, 0.924), (55, 1)]
+)
+def test_the_rate_grows_as_published(t: int, share: float) -> None:
+    assert growth(t / 55) == pytest.approx(share, abs=5e-4)
+
+
+def test_what_is_silenced_computes_what_the_gates_did() -> None:
+    torch.manual_seed(0)
+    model = Plain()
+    for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
+        nn.init.normal_(norm.bias)
+    through, gates = of(model)
+    keep = {"a": torch.tensor([1, 4]), "b": torch.tensor([0, 2, 3])}
+    masks = pruned(model, keep)
+    for name, gate in gates.items():
+        gate.mask.copy_((~masks[name]).view(1, -1, 1, 1))
+    inputs = torch.randn(4, 3, 8, 8)
+    expected = through.eval()(inputs)
+    sgd = torch.optim.SGD(model.parameters(), 0.1)
+    Silence(masks, tails(trace(model)), Trained(model, sgd)).scale(0.0)
+    assert torch.allclose(model.eval()(inputs), expected, atol=1e-6)
+    assert torch.allclose(fpgm.compact(model, keep)(inputs), expected, atol=1e-6)
+
+
+def test_functions_that_were_traced_in_evaluation_are_refused() -> None:
+    with pytest.raises(GraphError, match="use the layer"):
+        of(Dropping())
+
+
+@pytest.mark.parametrize("every", [0, 1])
+def test_a_filter_that_gets_better_is_chosen_in_place_of_another(every: int) -> None:
+    task = Noise(epochs=4)
+    schedule = Gated(task, settle=0.75, every=every)
+    rows = steps(task, schedule, count=6)
+    assert sum(row["churn"] for row in rows[:3]) > 0
+    assert rows[3]["churn"] == 0
+    assert sum(row["revived"] for row in rows[:3]) > 0
+    assert schedule.settled_at == {"epoch": 3, "at_rest": None}
+
+
+def test_after_it_has_settled_nothing_comes_back() -> None:
+    task = Noise(epochs=3)
+    schedule = Gated(task, settle=0.4)
+    steps(task, schedule)
+    assert task.trained is task.full
+    network = task.full.network
+    for name, mask in pruned(network, schedule.keep).items():
+        modules = [network.get_submodule(n) for n in (name, *schedule._tails[name].norms)]
+        for parameter in (p for module in modules for p in (module.weight, module.bias)):
+            assert parameter is None or not parameter[mask].any()
+            assert parameter is None or parameter[~mask].any()
+
+
+def test_the_rate_grows_to_the_one_asked_for() -> None:
+    task = Noise(epochs=5)
+    rows = steps(task, Gated(task, growth=0.6, settle=0.8))
+    pruned_filters = [row["pruned"] for row in rows]
+    assert pruned_filters[0] == 0
+    assert 0 < pruned_filters[1] < pruned_filters[2] < pruned_filters[3]
+    assert pruned_filters[3] == pruned_filters[4] == 264
+
+
+def history(directory: Path) -> list[dict[str, str]]:
+    with open(directory / "history.csv") as file:
+        return list(csv.DictReader(file))
+
+
+def test_nothing_is_lost_at_the_last_zeroing(tmp_path: Path, few: None) -> None:
+    """Also where it never settles: then the last selection is what is trained."""
+    report = whole(tmp_path / "a", "schedule=gated", "epochs=4", "optimizer.lr=0.02")
+    accuracy = report["accuracy"]
+    assert abs(accuracy["dense"] - accuracy["zeroed_last"]) < 0.2
+    assert accuracy["compact_last"] == accuracy["zeroed_last"]
+    rows = history(tmp_path / "a")
+    assert sum(float(row["churn"]) for row in rows) > 0
+    assert float(rows[-1]["churn"]) == 0
+
+
+def test_fading_is_a_straight_line_to_exactly_zero() -> None:
+    task = Noise(epochs=2, from_scratch=False)
+    schedule = Fade(task, duration=5 / 6)
+    before = {k: v.clone() for k, v in task.full.network.state_dict().items()}
+    schedule.start()
+    schedule.before_epoch(0)
+    name, norm = "layer1.0.conv1", "layer1.0.bn1"
+    mask = pruned(task.full.network, schedule.keep)[name]
+    for expected in (0.8, 0.6, 0.4, 0.2, 0.0, 0.0):
+        schedule.after_step()
+        now = task.full.network.state_dict()
+        for key in (f"{name}.weight", f"{norm}.weight", f"{norm}.bias"):
+            assert torch.allclose(now[key][mask], expected * before[key][mask], atol=1e-6)
+            assert torch.equal(now[key][~mask], before[key][~mask])
+    assert not now[f"{name}.weight"][mask].any()
+
+
+def test_what_has_faded_stays_away_and_forgets_its_momentum() -> None:
+    task = Noise(epochs=2, from_scratch=False)
+    schedule = Fade(task, duration=0.5)
+    rows = steps(task, schedule)
+    network, sgd = task.full.network, task.full.optimizer
+    for name, mask in pruned(network, schedule.keep).items():
+        weight = network.get_submodule(name).weight
+        assert not weight[mask].any()
+        assert not sgd.state[weight]["momentum_buffer"][mask].any()
+    assert [row["revived"] for row in rows] == [0, 0]
+    assert not any(row["changed"] for row in rows)
+
+
+def test_fading_needs_something_to_fade(tmp_path: Path, few: None) -> None:
+    with pytest.raises(Error, match="schedule=fade: prunes a trained network"):
+        whole(tmp_path, "schedule=fade")
