@@ -21,7 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 import fpgm
-from fpgm.cli import completion
+from fpgm.cli import completion, presets
 from fpgm.cli.explain import explain
 from fpgm.errors import Error
 from fpgm.keys import CONFIGS
@@ -94,6 +94,7 @@ def run_job(values: dict[str, Any], directory: Path) -> None:
     from fpgm.config import with_tables  # pydantic: help need not wait for it
 
     values = with_tables(values)
+    preset = _preset()
     finished = processes.alone() and (directory / "report.json").exists()
     if not finished:
         _asked(values)  # a mistake in the words is told before a baseline is looked for
@@ -112,13 +113,26 @@ def run_job(values: dict[str, Any], directory: Path) -> None:
         try:
             from fpgm.machine.ranks import together
 
-            together(config.device, partial(train, config, run), wanted=run.report is None)
+            job = partial(train, config, run, preset)
+            together(config.device, job, wanted=run.report is None)
         except Exception as error:
             run.note_failure(explain(error))
             raise
 
 
-def train(config: Config, run: Run, ranks: Ranks) -> None:
+def _preset() -> str | None:
+    """The preset that was chosen, in words. Raises Error where the command line contradicts it."""
+    hydra_config = HydraConfig.get()
+    chosen = hydra_config.runtime.choices.get("preset")
+    if chosen is None:
+        return None
+    problems = list(presets.contradictions(chosen, hydra_config.overrides.task))
+    if problems:
+        raise Error("\n".join(problems))
+    return f"preset={chosen}: {presets.words(chosen)}"
+
+
+def train(config: Config, run: Run, preset: str | None, ranks: Ranks) -> None:
     """Prepare, train, finish: the run from where it stands to its report."""
     from fpgm.training import loop
     from fpgm.training.finish import finish
@@ -126,6 +140,8 @@ def train(config: Config, run: Run, ranks: Ranks) -> None:
     from fpgm.training.task import prepare
 
     task = prepare(config, run.directory, ranks)
+    if preset and ranks.first:
+        task.say(preset)
     loop.train(task, run)
     if ranks.first:
         report = finish(task, run)

@@ -39,6 +39,7 @@ class Gated(Zeroing):
 
     name: ClassVar[str] = "gated"
     silences: ClassVar[bool] = True
+    cools_down: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -47,8 +48,8 @@ class Gated(Zeroing):
         interval: Interval = 1,
         every: Every = 0,
         growth: Share = 0.0,
-        settle: Settle = 0.7,
-        latest: Share = 0.7,
+        settle: Settle = 0.6,
+        latest: Share = 0.6,
         recalibrate: Recalibrate = 0,
         train_compact: bool = True,
     ) -> None:

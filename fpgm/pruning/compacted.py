@@ -41,7 +41,8 @@ class CompactTraining(Method):
     def __init__(self, task: Task, schedule: Schedule, beside: Iterable[Method] = ()) -> None:
         super().__init__(task)
         self._schedule, self._others = schedule, [schedule, *beside]
-        self._keep: Mapping[str, Tensor] | None = None
+        self._keep: Keep | None = None
+        self._awake: Keep = {}
         self._compacted: Compacted | None = None
 
     def before_epoch(self, epoch: int) -> None:
@@ -50,12 +51,13 @@ class CompactTraining(Method):
                 self.task.train(self.task.full)
             self._keep = self._compacted = None
             return
-        keep, before = self._schedule.keep, self._keep
-        if before is not None and all(torch.equal(keep[name], before[name]) for name in keep):
+        full, keep, held = self.task.full, self._schedule.keep, self._schedule.silences
+        # What a trained network's statistics keep alive falls asleep in the first epochs.
+        awake = _awake(trace(full.network), {n: k.cpu() for n, k in keep.items()}, held)
+        if self._keep is not None and _same(self._keep, keep) and _same(self._awake, awake):
             return  # what is compiled stays compiled
-        full = self.task.full
         groups, image = self.task.prunable.groups, self.task.image_shape
-        self._keep, held = keep, self._schedule.silences
+        self._keep, self._awake = keep, awake
         self._compacted = compacted(full.network, full.optimizer, keep, groups, image, held)
         self.task.train(full if self._compacted is None else self._compacted.trained)
 
@@ -206,8 +208,9 @@ def _silent(analysis: Analysis) -> bool:
 
 
 def _awake(graph: ChannelGraph, keep: Keep, held: bool) -> dict[str, Tensor]:
-    """The pruned filters of inner layers that their BatchNorm keeps alive, as ballast."""
-    analysis, found = analyse(graph, keep), {}
+    """Streams in full, and the pruned filters that their BatchNorm keeps alive, as ballast."""
+    found = widened(graph, keep, {}, streams(graph, keep))
+    analysis = analyse(graph, keep, found)
     for node, name in graph.convolutions():
         norm = next(iter(node.users))
         channels = analysis.flow.written[norm]
@@ -215,8 +218,13 @@ def _awake(graph: ChannelGraph, keep: Keep, held: bool) -> dict[str, Tensor]:
             continue
         awake = _absent(channels) & ~_resting(norm, graph, held)
         if awake.any() and _rectified(norm, graph):
-            found[name] = torch.cat((keep[name], awake.nonzero().flatten())).unique()
+            there = found.get(name, keep[name])
+            found[name] = torch.cat((there, awake.nonzero().flatten())).unique()
     return found
+
+
+def _same(a: Keep, b: Keep) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(kept, b[name]) for name, kept in a.items())
 
 
 def _all_dead(analysis: Analysis, held: bool) -> bool:

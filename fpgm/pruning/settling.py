@@ -24,17 +24,20 @@ OF = 3  # selections, over which that is averaged
 class Settling:
     """share: of the epochs after which the selection stays, 1: never; or auto: once it has stopped
     changing (OCSPruner, Ghimire et al., 2023: what is kept is held against that of one and of two
-    selections ago), `latest` of the epochs at the latest.
+    selections ago), `latest` of the epochs at the latest. end: the epoch by whose beginning it is
+    fixed in any case, None: none.
 
     epoch: how many epochs were done when it was fixed, None while it is not; rest: how much of it
     was the same over the last selections, 0..1, None before there are enough of them.
     """
 
-    def __init__(self, share: float | str, latest: float, epochs: int) -> None:
+    def __init__(
+        self, share: float | str, latest: float, epochs: int, end: int | None = None
+    ) -> None:
         self.auto = share == "auto"
         self.rest: float | None = None
         self._last = latest if self.auto else float(share)
-        self._epochs = epochs
+        self._epochs, self._end = epochs, end
         self._found: int | None = None
         self._before: list[Keep] = []  # the last two selections
         self._similar: list[float] = []  # of the last ones, to those before each
@@ -50,7 +53,8 @@ class Settling:
 
     @property
     def _fallback(self) -> int | None:
-        return math.ceil(self._last * self._epochs) if self._last < 1 else None
+        given = math.ceil(self._last * self._epochs) if self._last < 1 else None
+        return min((epoch for epoch in (given, self._end) if epoch is not None), default=None)
 
     def by(self, epoch: int) -> bool:
         """Whether the selection is fixed when `epoch` begins."""

@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -52,6 +52,8 @@ class Zeroing(Schedule):
     network is trained where that takes the same steps.
     """
 
+    cools_down: ClassVar[bool] = False  # whether the last epoch is always one of a fixed selection
+
     def __init__(
         self,
         task: Task,
@@ -67,7 +69,8 @@ class Zeroing(Schedule):
         """Raises Error where the network lacks what the criterion looks at."""
         super().__init__(task)
         self.interval, self.zero_at_start = interval, zero_at_start
-        self.settling = Settling(settle, latest, task.epochs)
+        end = max(task.epochs - 1, 0) if self.cools_down else None
+        self.settling = Settling(settle, latest, task.epochs, end)
         self._reset_momentum, self._recalibrate = reset_momentum, recalibrate
         self._train_compact = train_compact
         self.rate: float | None = None

@@ -26,6 +26,9 @@ _SINCE: dict[str, Any] = {
     "rates": None, "ignore": [], "widths": None, "rounding": "pruned", "threshold": None,
     "scope_cost": "none", "latency_target": None, "latency_table": None,
 }  # fmt: skip
+_SINCE_BELOW = {
+    "dataset.validation": 0.0, "optimizer.schedule": "step", "optimizer.label_smoothing": 0.0,
+}  # fmt: skip
 Identity = tuple[tuple[str, str], ...]
 
 
@@ -74,9 +77,24 @@ class Cell:
 
     @property
     def first_zeroing(self) -> Spread | None:
-        """Accuracy right after it, None where some run does not know it."""
-        values = [run.entry("accuracy").get("first_zeroing") for run in self.runs]
+        """Accuracy right after it."""
+        return self.known("accuracy", "first_zeroing")
+
+    def known(self, part: str, key: str) -> Spread | None:
+        """Of an entry of report.json that older runs do not have; None where some run has none."""
+        values = [run.entry(part).get(key) for run in self.runs]
         return None if None in values else Spread.of(values)
+
+    def times(self, *batches: int) -> list[Spread | None]:
+        """By batch, the compact network's time in ONNX Runtime, as a share of the dense one's; None
+        where fpgm-latency has not measured some run."""
+        known = [{row["batch"]: 1 / row["speed_up"] for row in run.times} for run in self.runs]
+        return [
+            Spread.of([times[batch] for times in known])
+            if all(batch in times for times in known)
+            else None
+            for batch in batches
+        ]
 
     def spread(self, *keys: str) -> Spread:
         """Of an entry of report.json, over the seeds."""
@@ -195,7 +213,9 @@ def identity(run: Found) -> dict[str, str]:
     # The runs of a cell start from baselines that differ in the seed alone.
     flat["pretrained"] = re.sub(r"seed=\d+", "seed=N", str(config["pretrained"]))
     flat["precision"] = run.precision
-    flat.setdefault("dataset.validation", 0.0)  # which runs of older versions do not have
+    flat = _SINCE_BELOW | flat
+    if flat.get("schedule.settle") != "auto":
+        flat.pop("schedule.latest", None)
     return {key: str(value) for key, value in flat.items()}
 
 
@@ -241,6 +261,6 @@ def _named(group: str, options: Mapping[str, Any], without: str) -> str:
     """A criterion, schedule or method by its name, and those of its options that are not as its
     YAML has them."""
     different = changed(group.partition(".")[0], options)
-    left_out = ("train_compact", without.removeprefix(f"{group}."))
+    left_out = ("train_compact", "latest", without.removeprefix(f"{group}."))
     different = {k: v for k, v in different.items() if k not in left_out}
     return " ".join([options["name"], *(f"{key}={value}" for key, value in different.items())])

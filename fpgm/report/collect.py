@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,15 @@ from fpgm.runs.run import SCHEMA
 @dataclass(frozen=True)
 class Found:
     """A run directory. report: None unless the run is done and can be read; history: its epochs so
-    far; problem: why its result is not counted, None if it is."""
+    far; problem: why its result is not counted, None if it is; times: what fpgm-latency measured in
+    ONNX Runtime, {batch, dense_ms, compact_ms, speed_up} each."""
 
     directory: Path
     config: dict[str, Any]
     report: dict[str, Any] | None
     history: list[dict[str, float]]
     problem: str | None
+    times: list[dict[str, float]] = field(default_factory=list)
 
     def entry(self, *keys: str) -> Any:
         """Of report.json."""
@@ -76,7 +78,7 @@ def read(directory: Path) -> Found:
         report = _report(directory / "report.json", len(history), config["epochs"])
     except Error as error:
         return Found(directory, config, None, history, str(error))
-    return Found(directory, config, report, history, None)
+    return Found(directory, config, report, history, None, _times(directory / "latency.json"))
 
 
 _KEYS = {
@@ -98,6 +100,14 @@ def _history(path: Path) -> list[dict[str, float]]:
         return []
     with path.open(newline="") as file:
         return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+
+
+def _times(path: Path) -> list[dict[str, float]]:
+    try:
+        rows = json.loads(path.read_text())["rows"] if path.exists() else []
+        return [row for row in rows if row["runtime"] == "onnxruntime"]
+    except (ValueError, KeyError, TypeError):
+        return []  # the run itself counts
 
 
 def _report(path: Path, done: int, epochs: int) -> dict[str, Any]:

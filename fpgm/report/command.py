@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fpgm import page
 from fpgm.errors import Error
-from fpgm.report import sweep
+from fpgm.report import controls, sweep
 from fpgm.report.cells import baseline_of, cells
 from fpgm.report.collect import collect, missing
 from fpgm.report.drawing import html
@@ -46,14 +46,18 @@ def report(directories: Sequence[Path], out: Path, key: str | None = None) -> st
     table, lacking = cells(runs), missing(directories, runs)
     swept = sweep.sweep(table, key) if key else None
     by_key = (swept.key, sweep.rows(swept)) if swept else None
+    compared = controls.comparisons(table)
+    beside = (controls.NOTE, controls.rows(compared)) if compared else None
     out.mkdir(parents=True, exist_ok=True)
     write_text(
         out / "summary.csv",
         comma_separated([numbers(cell, baseline_of(cell, table)) for cell in table]),
     )
-    write_text(out / "summary.md", markdown(table, runs, lacking, by_key))
-    write_text(out / "summary.html", html(table, runs, lacking, swept))
+    write_text(out / "summary.md", markdown(table, runs, lacking, by_key, beside))
+    write_text(out / "summary.html", html(table, runs, lacking, swept, beside))
     lines = [*(aligned(*rows(table)) if table else ["no run is done yet"]), ""]
+    if beside:
+        lines += ["against the controls:", *aligned(*beside[1]), ""]
     lines += [f"not counted: {run.directory}: {run.problem}" for run in runs if run.problem]
     lines += [f"missing: {one.command}   ({one.state})" for one in lacking]
     files = ["summary.html", "summary.md", "summary.csv"]

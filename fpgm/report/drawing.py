@@ -16,7 +16,7 @@ from fpgm.report.cells import Cell
 from fpgm.report.collect import Found, Missing
 from fpgm.report.paper import Published, published
 from fpgm.report.sweep import Sweep
-from fpgm.report.table import NOTE, rows
+from fpgm.report.table import NOTE, Rows, rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,8 +30,10 @@ def html(
     runs: Sequence[Found],
     lacking: Sequence[Missing],
     swept: Sweep | None = None,
+    beside: tuple[str, Rows] | None = None,
 ) -> str:
-    """summary.html. swept: what the cells are also shown by."""
+    """summary.html. swept: what the cells are also shown by; beside: a note and a table of their
+    controls."""
     counted = [cell for cell in table if cell.problem is None]
     uncounted = [[str(run.directory), run.problem] for run in runs if run.problem]
     done = len(runs) - len(uncounted)
@@ -43,6 +45,9 @@ def html(
             i for i, c in enumerate(table) if c.problem or (c.paper and c.paper.trust != "ok")
         ]
         sections.append(("Results", [page.table(header, body, doubtful), page.text(NOTE)]))
+    if beside:
+        note, compared = beside
+        sections.append(("Against the controls", [page.table(*compared), page.text(note)]))
     if swept:
         drawing = page.figure(sweep.figure(swept), f"accuracy over {swept.key}; {sweep.HOLLOW}")
         sections.append((f"By {swept.key}", [drawing, page.table(*sweep.rows(swept))]))

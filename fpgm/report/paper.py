@@ -18,8 +18,9 @@ from fpgm.report.collect import changed
 
 # What all recipes have in common, and what they are: of FPGM and SFP by the data set, from scratch,
 # of others by the name that a row gives.
+_STEPS = {"optimizer.schedule": "step", "optimizer.label_smoothing": 0.0}
 _RECIPE: dict[str, Any] = {
-    "optimizer.lr": 0.1, "optimizer.momentum": 0.9, "optimizer.nesterov": True,
+    **_STEPS, "optimizer.lr": 0.1, "optimizer.momentum": 0.9, "optimizer.nesterov": True,
     "optimizer.warmup_epochs": 0, "tune": False, "dataset.flip": True, "precision": "float32",
     "scope": "layer",
 }  # fmt: skip
@@ -182,7 +183,7 @@ def deviations(row: Published, config: Mapping[str, Any], precision: str) -> lis
     """Where a run of a row's method departs from its recipe, as KEY=VALUE (THEIRS there).
     precision: what it was really trained in."""
     start, theirs = config["pretrained"], dict(_RECIPES[row.recipe or row.dataset])
-    ours = flatten(config) | {"precision": precision}
+    ours = _STEPS | flatten(config) | {"precision": precision}  # older runs know of no others
     if row.pretrained and not row.recipe:
         theirs["optimizer.lr"] = 0.01  # a tenth
     elif row.arch in _WARMING_UP and not row.pretrained:

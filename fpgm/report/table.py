@@ -11,18 +11,22 @@ from fpgm.report.cells import Cell, Spread, baseline_of
 from fpgm.report.collect import Found, Missing
 
 HEADER = (
-    "network", "method", "rate", "start", "seeds", "first zeroing %", "top-1 %", "best %",
-    "error reduction", "paper %", "difference", "verdict", "MACs", "paper's", "same answer",
+    "network", "method", "rate", "start", "seeds", "first zeroing %", "held-out %", "top-1 %",
+    "best %", "error reduction", "paper %", "difference", "verdict", "MACs", "paper's",
+    "time, batch 1", "time, batch 128", "same answer",
 )  # fmt: skip
 NOTE = (
     "top-1: of the compact network after the last epoch, mean ± sample standard deviation over the "
     "seeds. first zeroing: of a trained network right after it was first pruned, before any "
-    "training. best: of the best epoch, chosen on the test images as the papers chose theirs. "
+    "training. held-out: on training images that were held out, of the last epoch. best: of the "
+    "best epoch, chosen on these, and where there are none on the test images as the papers chose "
+    "theirs. "
     "error reduction: (error of the baseline - error) / error of the baseline, of the means. "
     "difference: ours after the last epoch minus the paper's; within a spread: no larger "
     "than that standard deviation. MACs: reduction, counted on the "
-    "compact network; the paper's is its closed form with fractional channels. same answer: of the "
-    "compact network and the zeroed one, share of the test images."
+    "compact network; the paper's is its closed form with fractional channels. time: the compact "
+    "network's in ONNX Runtime, of the dense one's, where fpgm-latency has measured it. same "
+    "answer: of the compact network and the zeroed one, share of the test images."
 )
 Shown = str | tuple[float, str]  # what it is sorted by, and how it is shown
 Rows = tuple[list[str], list[list[Shown]]]  # header and body
@@ -52,22 +56,27 @@ def _row(cell: Cell, baseline: Cell | None) -> tuple[Shown, ...]:
         published = (paper.top1, str(Spread(paper.top1, paper.std)))
     cut = "" if paper is None or paper.macs_reduction is None else _percent(-paper.macs_reduction)
     if cell.problem:
-        return (*head, "", "", cell.problem, "", "", published, "", "", "", cut, "")
+        return (*head, "", "", "", cell.problem, "", "", published, "", "", "", cut, "", "", "")
     last, best = cell.spread("accuracy", "compact_last"), cell.spread("accuracy", "best", "zeroed")
     difference: Shown = ""
     if paper is not None and paper.top1 is not None and cell.comparable:
         value = _rounded(last.mean - paper.top1, 2)
         difference = (value, f"{value:+.2f}")
+    held = cell.known("accuracy", "validation_last")
     first, fewer = cell.first_zeroing, error_reduction(cell, baseline)
     same = cell.spread("equivalence", "agreement").mean
     return (
         *head, ",".join(map(str, cell.seeds)), (first.mean, str(first)) if first else "",
-        (last.mean, str(last)), (best.mean, str(best)),
+        (held.mean, str(held)) if held else "", (last.mean, str(last)), (best.mean, str(best)),
         "" if fewer is None else _percent(fewer, 2), published, difference, cell.verdict(),
-        _percent(-cell.spread("reduction", "macs").mean), cut,
+        _percent(-cell.spread("reduction", "macs").mean), cut, *map(_share, cell.times(1, 128)),
         # 100 % only where it is all of them
         (same, "100 %" if same == 1 else f"{min(100 * same, 99.99):.2f} %"),
     )  # fmt: skip
+
+
+def _share(time: Spread | None) -> Shown:
+    return "" if time is None else (time.mean, f"{time.mean:.2f}")
 
 
 def _percent(change: float, digits: int = 1) -> tuple[float, str]:
@@ -96,9 +105,14 @@ def markdown(
     runs: Sequence[Found],
     lacking: Sequence[Missing],
     swept: tuple[str, Rows] | None = None,
+    beside: tuple[str, Rows] | None = None,
 ) -> str:
-    """summary.md. swept: what the cells are also shown by, and how."""
+    """summary.md. swept: what the cells are also shown by, and how; beside: a note and a table of
+    the cells' controls."""
     lines = ["# Runs", "", NOTE, "", *_lines(*rows(table))]
+    if beside:
+        note, controls = beside
+        lines += ["", "## Against the controls", "", note, "", *_lines(*controls)]
     if swept:
         key, by_key = swept
         lines += ["", f"## By {key}", "", *_lines(*by_key)]
@@ -141,6 +155,9 @@ def numbers(cell: Cell, baseline: Cell | None = None) -> dict[str, Any]:
         ours = {key: cell.spread(*entry).mean for key, entry in means.items()}
         ours |= {"top1_std": cell.spread(*last).std, "best_std": cell.spread(*best).std}
         ours["first_zeroing_mean"] = cell.first_zeroing and cell.first_zeroing.mean
+        held, times = cell.known("accuracy", "validation_last"), cell.times(1, 128)
+        ours["validation_mean"] = held and held.mean
+        ours |= {f"time_{b}": t and t.mean for b, t in zip((1, 128), times, strict=True)}
         ours["error_reduction"] = error_reduction(cell, baseline)
     paper = cell.paper
     return {
@@ -148,6 +165,7 @@ def numbers(cell: Cell, baseline: Cell | None = None) -> dict[str, Any]:
         "also": cell.also, "seeds": " ".join(map(str, cell.seeds)),
         **{key: ours.get(key) for key in ("top1_mean", "top1_std", "best_mean", "best_std")},
         **{key: ours.get(key) for key in ("first_zeroing_mean", "error_reduction")},
+        **{key: ours.get(key) for key in ("validation_mean", "time_1", "time_128")},
         "paper_top1": paper and paper.top1, "paper_std": paper and paper.std,
         "paper_trust": paper and paper.trust, "paper_note": paper and paper.note,
         "verdict": cell.verdict(), "macs": ours.get("macs"),

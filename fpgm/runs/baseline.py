@@ -16,6 +16,7 @@ _OF_PRUNING = (
     "criterion", "schedule", "optimizer", "pretrained", "rate", "macs_target", "residual", "align",
     "scope", "scope_norm", "scope_cost", "floor", "tune", "target", "target_batch", "layers",
     "rates", "ignore", "widths", "rounding", "threshold", "latency_target", "latency_table",
+    "preset",
 )  # fmt: skip
 _AMOUNTS = ("macs_target", "rates", "widths", "threshold", "latency_target")  # beside rate
 
@@ -30,7 +31,7 @@ def find_baseline(directory: Path, config: Mapping[str, Any], words: Iterable[st
     """The finished baseline of the same data set, network and seed that lies beside `directory`.
 
     With pretrained=baseline+METHOD it is one that was trained with that method (in Network Slimming
-    a penalty), and no other; else with those of the run itself.
+    a penalty), and no other; else with those of the run itself, or if there is none, with none.
 
     words: the command line, for the command that would make one. Of several, the one that this
     run has begun with, or the only one of as many epochs. Raises Error where there is none, and
@@ -38,16 +39,20 @@ def find_baseline(directory: Path, config: Mapping[str, Any], words: Iterable[st
     """
     given = str(config.get("pretrained"))
     methods = given.split("+")[1:]
-    finished = {}  # directory: whether it was trained as long
+    finished: dict[Path, bool] = {}  # whether it was trained as long
+    plain: dict[Path, bool] = {}  # the same of those that were trained with no method
     for other in sorted(path.parent for path in directory.parent.glob("*/report.json")):
         theirs = read_config(other)
         whole = theirs["rate"] == 0 and all(theirs.get(key) in (None, [], {}) for key in _AMOUNTS)
         if methods and set(theirs["method"]) != set(methods):
             continue
-        # Methods that are named here count, whatever this run's own are.
-        ours = {**config, "method": theirs["method"]} if methods else config
+        ours = {**config, "method": theirs["method"]}
         if whole and not theirs["pretrained"] and _identity(theirs) == _identity(ours):
-            finished[other] = theirs["epochs"] == config.get("epochs")
+            # Methods that are named here count, whatever this run's own are.
+            same = methods or _identity(theirs) == _identity(config)
+            if same or not theirs["method"]:
+                (finished if same else plain)[other] = theirs["epochs"] == config.get("epochs")
+    finished = finished or plain
     begun = directory / "config.yaml"
     before = Path(str(read_config(directory)["pretrained"])) if begun.exists() else None
     if before in finished:

@@ -129,8 +129,12 @@ def test_far_from_the_paper_is_said(tmp_path: Path) -> None:
             "not comparable: optimizer.warmup_epochs=2 (0 there)",
         ),
         (
-            ("arch=resnet56", "rate=0.4", "pretrained=torchvision", "optimizer=finetune"),
+            ("arch=resnet56", "rate=0.4", "pretrained=torchvision", "optimizer=finetune_paper"),
             "not comparable: pretrained=torchvision (baseline there)",
+        ),
+        (
+            ("rate=0.4", "optimizer.schedule=cosine"),
+            "not comparable: optimizer.schedule=cosine (step there)",
         ),
         (
             ("rate=0.3", "criterion=l2", "schedule=printed"),

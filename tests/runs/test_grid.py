@@ -288,7 +288,7 @@ def test_a_grid_skips_what_is_done_makes_what_is_missing_and_finds_its_baselines
     place = tmp_path / "outputs" / "smoke,epochs=1"
     assert "criterion=gm,rate=0.4,seed=0 is done already: " in out
     names = {path.name for path in place.iterdir() if path.is_dir()}
-    tuned = "criterion=gm,optimizer=finetune,pretrained=baseline,rate=0.4,seed=0"
+    tuned = "criterion=gm,optimizer=finetune_paper,pretrained=baseline,rate=0.4,seed=0"
     assert names == {
         "rate=0,seed=0", "criterion=gm,rate=0.4,seed=0", "criterion=random,rate=0.4,seed=0", tuned,
     }  # fmt: skip

@@ -1,0 +1,37 @@
+"""What a preset says, and which words of a command line say something else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import yaml
+
+from fpgm.keys import CONFIGS
+
+
+def said(preset: str) -> dict[str, Any]:
+    """Keys and groups that a preset sets: {'optimizer': 'finetune', 'residual': 'inner', ...}."""
+    values = dict(yaml.safe_load((CONFIGS / "preset" / f"{preset}.yaml").read_text()))
+    groups = {}
+    for entry in values.pop("defaults", []):
+        groups.update({key.rpartition("/")[2]: value for key, value in entry.items()})
+    return {**groups, **values}
+
+
+def words(preset: str) -> str:
+    """As they would be written on a command line."""
+    return " ".join(f"{key}={_word(value)}" for key, value in said(preset).items())
+
+
+def contradictions(preset: str, given: Iterable[str]) -> Iterator[str]:
+    """A line for each of the words that says something else than the preset."""
+    values = said(preset)
+    for word in given:
+        key, _, value = word.lstrip("+").partition("=")
+        if key in values and yaml.safe_load(value) != values[key]:
+            yield f"{word}: preset={preset} says {key}={_word(values[key])}; leave one of them out"
+
+
+def _word(value: Any) -> str:
+    return f"[{','.join(value)}]" if isinstance(value, list) else str(value)
