@@ -4,16 +4,19 @@ SFP's softness is that pruned filters go on learning; but behind a BatchNorm the
 size within an epoch, the network computes with them, and the next zeroing costs what they have come
 to mean. Here a gate closes their feature maps instead: the network never computes with them, and
 the gradient that the open gate would have passed on reaches them all the same (a straight-through
-estimator, Bengio et al., 2013). So a filter that would be of use gets better, and is chosen in
-place of another; and closing it for good changes nothing.
+estimator, Bengio et al., 2013). There it ends: what lies before them learns from the network as it
+computes. So a filter that would be of use gets better, and is chosen in place of another; and
+closing it for good changes nothing.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -178,6 +181,26 @@ class Gate(nn.Module):
         return through
 
 
+class GatedConv(nn.Module):
+    """A convolution whose filters all learn, and whose input hears of those alone that `gate` lets
+    through."""
+
+    def __init__(self, conv: nn.Conv2d, gate: Gate) -> None:
+        super().__init__()
+        self.conv, self.gate = conv, gate
+
+    def forward(self, images: Tensor) -> Tensor:
+        conv, kind = self.conv, images.device.type
+        weight, bias, mask = conv.weight, conv.bias, self.gate.mask
+        if torch.is_autocast_enabled(kind):  # which does not look into a function of one's own
+            dtype = torch.get_autocast_dtype(kind)
+            images, weight = images.to(dtype), weight.to(dtype)
+            bias = None if bias is None else bias.to(dtype)
+        how = (conv.stride, conv.padding, conv.dilation, conv.groups)
+        maps: Tensor = _Convolution.apply(images, weight, bias, mask.to(weight.dtype), how)
+        return maps
+
+
 class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, maps: Tensor, mask: Tensor) -> Tensor:
@@ -188,30 +211,61 @@ class _StraightThrough(torch.autograd.Function):
         return gradient, None
 
 
+class _Convolution(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, images: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor, how: Any
+    ) -> Tensor:
+        ctx.save_for_backward(images, weight, mask)
+        ctx.how, ctx.biased = how, bias is not None
+        return F.conv2d(images, weight, bias, *how)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+        images, weight, mask = ctx.saved_tensors
+        stride, padding, dilation, groups = ctx.how
+
+        def part(of: Tensor, wanted: tuple[bool, bool, bool]) -> Any:
+            return torch.ops.aten.convolution_backward(
+                of, images, weight, [len(weight)], stride, padding, dilation, False, [0, 0], groups,
+                wanted,
+            )  # fmt: skip
+
+        back = None
+        if ctx.needs_input_grad[0]:
+            back = part(gradient * mask, (True, False, False))[0]
+        _, for_weight, for_bias = part(gradient, (False, True, ctx.biased))
+        return back, for_weight, for_bias, None, None
+
+
 def gated(
-    graph: ChannelGraph, behind: dict[str, Tail], layers: list[str]
+    graph: ChannelGraph, behind: Mapping[str, Tail], layers: Sequence[str]
 ) -> tuple[nn.Module, dict[str, Gate]]:
     """The traced network, its parameters shared with the original, with a gate behind each of these
     convolutions, its BatchNorm and its activation. Raises GraphError."""
     for node in graph.kinds:
-        if node.op == "call_function" and (
-            "dropout" in str(node.target) or "depth" in str(node.target)
-        ):
+        function = str(node.target) if node.op == "call_function" else ""
+        if "dropout" in function or "stochastic_depth" in function:
             raise GraphError(
                 f"schedule=gated: {node.name} is a function and was traced as it is in evaluation; "
                 "use the layer (nn.Dropout) in place of it, or schedule=fade"
             )
     network, gates = graph.module, {}
-    network.add_submodule("gates", nn.ModuleDict())
+    nodes = {name: node for node, name in graph.convolutions()}
     for number, name in enumerate(layers):
-        weight, last = network.get_submodule(name).weight, behind[name].last
-        assert isinstance(weight, Tensor)
-        gates[name] = Gate(weight)
-        network.add_submodule(f"gates.{number}", gates[name])
+        conv, last = network.get_submodule(name), behind[name].last
+        assert isinstance(conv, nn.Conv2d)
+        gates[name] = gate = Gate(conv.weight)
+        network.add_submodule(f"gate_{number}", gate)
+        network.add_submodule(f"gated_{number}", GatedConv(conv, gate))
         with network.graph.inserting_after(last):
-            gate = network.graph.call_module(f"gates.{number}", (last,))
-        last.replace_all_uses_with(gate)
-        gate.args = (last,)
+            closing = network.graph.call_module(f"gate_{number}", (last,))
+        last.replace_all_uses_with(closing)
+        closing.args = (last,)
+        if conv.padding_mode == "zeros" and not isinstance(conv.padding, str):
+            nodes[
+                name
+            ].target = f"gated_{number}"  # others are rare, and learn by what is masked too
     network.recompile()
     return network, gates
 

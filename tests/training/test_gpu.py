@@ -49,6 +49,7 @@ def test_the_emulation_sees_what_a_gpu_would_refuse(monkeypatch: pytest.MonkeyPa
         "criterion=gm rate=0.5 residual=shared align=16",  # trains the compact network
         "criterion=taylor rate=0.4 scope=global schedule=soft",
         "criterion=hrank macs_target=0.6 residual=inner schedule=asymptotic method=slimming",
+        "criterion=whc rate=0.4 schedule=gated optimizer=fast",
     ],
 )
 def test_a_run_from_start_to_report_keeps_to_the_gpu(
