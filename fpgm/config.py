@@ -7,6 +7,7 @@ The options of criteria and methods are not here: each declares its own by its s
 from __future__ import annotations
 
 import importlib
+import json
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -158,13 +159,22 @@ def read(values: Mapping[str, Any]) -> tuple[Config | None, list[str]]:
 
 
 def with_tables(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The same with the table that a file holds in place of the file's name: rates=FILE.
+    """The same with what a file holds in place of its name: rates=FILE, widths=RUN.
 
     Raises Error where it cannot be read, or is of another network.
     """
-    given = values.get("rates")
-    if not isinstance(given, str):
-        return dict(values)
+    rates, widths = values.get("rates"), values.get("widths")
+    found = dict(values)
+    if isinstance(rates, str):
+        found["rates"] = _rates(rates, values)
+    if isinstance(widths, str):
+        # What the other run kept whole stays whole.
+        found |= {"widths": _widths(widths, values), "rate": 0.0}
+    return found
+
+
+def _rates(given: str, values: Mapping[str, Any]) -> Any:
+    """The table under `rates:` of a file."""
     path = Path(given).expanduser()
     try:
         content = yaml.safe_load(path.read_text())
@@ -175,10 +185,32 @@ def with_tables(values: Mapping[str, Any]) -> dict[str, Any]:
         ) from error
     if not isinstance(content, dict) or not isinstance(content.get("rates"), dict):
         raise Error(f"rates={given}: has no table under `rates:`, as in 'rates: {{conv1: 0.3}}'")
+    _same_network(f"rates={given}", content, values)
+    return content["rates"]
+
+
+def _widths(given: str, values: Mapping[str, Any]) -> dict[str, int]:
+    """The filters that a finished run kept, by layer; layers that lost none are left out."""
+    path = Path(given).expanduser() / "report.json"
+    try:
+        report = json.loads(path.read_text())
+        layers, config = report["layers"], report["config"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Error(
+            f"widths={given}: no finished run ({first_line(error)}); give a run directory, a list "
+            "or a table of widths"
+        ) from error
+    _same_network(f"widths={given}", config, values)
+    widths = {one["name"]: one["kept"] for one in layers if one["kept"] < one["filters"]}
+    if not widths:
+        raise Error(f"widths={given}: nothing is pruned there")
+    return widths
+
+
+def _same_network(given: str, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
     for key in ("arch", "residual"):
-        if key in content and content[key] != values.get(key):
-            raise Error(f"rates={given}: is for {key}={content[key]}, not {key}={values.get(key)}")
-    return {**values, "rates": content["rates"]}
+        if key in theirs and theirs[key] != ours.get(key):
+            raise Error(f"{given}: is for {key}={theirs[key]}, not {key}={ours.get(key)}")
 
 
 def checked(

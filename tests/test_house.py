@@ -35,6 +35,7 @@ SCHEDULES = {path.stem for path in (ROOT / "configs" / "schedule").glob("*.yaml"
 OTHER_MEANINGS = {
     ("selection.select", "gm"),
     ("selection.rule", "gm"),
+    ("report.controls", "random"),  # the control that it is
     ("report.paper", "gm"),
     ("report.paper", "l2"),
     ("report.paper", "mix"),

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from fpgm.config import Config
     from fpgm.machine.ranks import Ranks
 
-_PATHS = ("pretrained", "dataset.root", "rates", "hydra.run.dir", "hydra.sweep.dir")
+_PATHS = ("pretrained", "dataset.root", "rates", "widths", "hydra.run.dir", "hydra.sweep.dir")
 # main() sets HYDRA_FULL_ERROR for Hydra; what the user has set is kept here, for the jobs of a
 # launcher too, which run in processes of their own.
 _TRACEBACK = "FPGM_TRACEBACK"
@@ -46,7 +46,7 @@ def quoted(word: str) -> str:
     What is a path as a whole is one; else, if its parts between commas all are, it is a sweep.
     """
     key, _, value = word.partition("=")
-    if key not in _PATHS or re.match("['\"${]|$", value):
+    if key not in _PATHS or re.match("['\"${[]|$", value):
         return word
     parts = value.split(",")
     sweep = not _exists(value) and len(parts) > 1 and all(map(_exists, parts))

@@ -379,7 +379,7 @@ def test_loss_that_is_not_finite_stops_at_that_step_and_keeps_what_was(tmp_path:
 def test_full_gpu_memory_gets_a_line_with_the_batch_size_to_try(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, cure: str
 ) -> None:
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     monkeypatch.setattr(torch.nn.functional, "cross_entropy", full)

@@ -108,6 +108,7 @@ def test_a_file_of_rates_is_what_the_run_is_asked_for(tmp_path: Path) -> None:
         (None, ["rates=nowhere.yaml"], "rates=nowhere.yaml: cannot be read"),
         (None, ["rates={conv1: x}"], "rates.conv1=x: must be a table of numbers"),
         (None, ["widths=[a]"], "must be whole numbers, a list or a table"),
+        (None, ["widths=nowhere"], "widths=nowhere: no finished run"),
     ],
 )
 def test_what_does_not_fit_is_said_before_anything_is_written(
@@ -120,6 +121,20 @@ def test_what_does_not_fit_is_said_before_anything_is_written(
         made(tmp_path / "run", *words)
     assert line in str(error.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_control_takes_the_widths_of_another_run(tmp_path: Path) -> None:
+    ours = whole(tmp_path / "ours", "scope=global", "macs_target=0.5", "epochs=1")
+    words = (f"widths={tmp_path}/ours", "criterion=random", "epochs=1")
+    control = whole(tmp_path / "control", *words)
+    assert kept(control) == kept(ours)
+    assert len(set(kept(ours).values())) > 3
+    assert control["config"]["widths"]["layer1.0.conv1"] == kept(ours)["layer1.0.conv1"]
+    with pytest.raises(Error, match="is for residual=independent, not residual=shared"):
+        made(tmp_path / "other", *words, "residual=shared")
+    whole(tmp_path / "dense", "rate=0", "epochs=1")
+    with pytest.raises(Error, match="nothing is pruned there"):
+        made(tmp_path / "other", f"widths={tmp_path}/dense")
 
 
 def test_a_runtime_that_is_not_installed_is_named_with_what_installs_it(
