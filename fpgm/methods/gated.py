@@ -96,13 +96,12 @@ class Gated(Zeroing):
         self._step = 0
         self._open()
         super().before_epoch(epoch)
-        self._silence = Silence(self._masks, self._tails, self.task.trained)
+        self._watch_closed()
         self._epoch = epoch
 
     def after_backward(self) -> None:
         super().after_backward()
-        if self._closed:
-            self._silence.still()
+        self._silence.still()
 
     def after_step(self) -> None:
         self._step += 1
@@ -110,12 +109,16 @@ class Gated(Zeroing):
             return
         share = self.grown(self._epoch + self._step / self.task.steps)
         if share > 0 and self._gates:
+            self._level()
             self._evidence = None
             self._choose(share)
             self._set_gates()
+            self._watch_closed()
 
     def after_epoch(self, epoch: int) -> dict[str, Any]:
         closed = self._closed
+        if not closed:
+            self._level()
         columns = super().after_epoch(epoch)
         if not closed:
             # All of them have learnt; these are chosen again.
@@ -154,6 +157,28 @@ class Gated(Zeroing):
             self._set_gates()
             if self.task.trained is not self._gated:  # what is compiled stays compiled
                 self.task.train(self._gated)
+
+    def _watch_closed(self) -> None:
+        """Of a filter behind a closed gate the weights learn and nothing else; of one that is
+        silenced nothing does."""
+        self._silence = Silence(self._masks, self._tails, self.task.trained, self._closed)
+        self._lengths = {name: _lengths(self._model, name) for name in self._masks}
+
+    @torch.no_grad()
+    def _level(self) -> None:
+        """Filters behind closed gates get back the length that they had, in terms of the others'.
+
+        The gradient of a closed gate is never answered: it goes on pointing one way. Behind a
+        BatchNorm length says nothing, but criteria look at it.
+        """
+        for name, mask in self._masks.items():
+            if not self._tails[name].norms or not mask.any() or mask.all():
+                continue
+            weight, before = _weight(self._model, name), self._lengths[name]
+            now = _lengths(self._model, name)
+            others = now[~mask].mean() / before[~mask].mean()
+            factors = torch.where(mask & (now > 0), before * others / now, torch.ones_like(now))
+            weight.mul_(factors.view(-1, 1, 1, 1))
 
     def _set_gates(self) -> None:
         for name, gate in self._gates.items():
@@ -268,6 +293,18 @@ def gated(
             ].target = f"gated_{number}"  # others are rare, and learn by what is masked too
     network.recompile()
     return network, gates
+
+
+def _weight(network: nn.Module, name: str) -> Tensor:
+    weight = network.get_submodule(name).weight
+    assert isinstance(weight, Tensor)
+    return weight.detach()
+
+
+def _lengths(network: nn.Module, name: str) -> Tensor:
+    """Euclidean norms of a convolution's filters, (N,)."""
+    lengths: Tensor = torch.linalg.vector_norm(_weight(network, name).flatten(1), dim=1)
+    return lengths
 
 
 def growth(share: float) -> float:

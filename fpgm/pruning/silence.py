@@ -54,11 +54,16 @@ class Silence:
     """Of the filters that masks say, in a network: their weights and what stands behind them.
 
     masks: convolution -> (N,) bool, True for the filters meant; tails: of the network at full
-    width; trained: that one, or what is stepped in its place.
+    width; trained: that one, or what is stepped in its place; weights: false for what stands behind
+    the filters alone.
     """
 
     def __init__(
-        self, masks: Mapping[str, Tensor], tails: Mapping[str, Tail], trained: Trained
+        self,
+        masks: Mapping[str, Tensor],
+        tails: Mapping[str, Tail],
+        trained: Trained,
+        weights: bool = True,
     ) -> None:
         self._optimizer = trained.optimizer
         self._parameters: list[nn.Parameter] = []
@@ -67,7 +72,8 @@ class Silence:
             here = mask[trained.rows[name]] if name in trained.rows else mask
             if not here.any():
                 continue
-            modules = [trained.network.get_submodule(n) for n in (name, *tails[name].norms)]
+            names = (name, *tails[name].norms) if weights else tails[name].norms
+            modules = [trained.network.get_submodule(n) for n in names]
             for parameter in (p for module in modules for p in _own(module)):
                 shape = (-1, *[1] * (parameter.dim() - 1))
                 self._parameters.append(parameter)

@@ -179,10 +179,11 @@ class Zeroing(Schedule):
         if self.settling.came_to_rest:
             self.task.say(f"schedule.settle=auto: the selection is at rest after epoch {epoch}")
         else:
-            rest = "too few of them" if self.settling.rest is None else f"{self.settling.rest:.3f}"
+            rest = self.settling.rest
+            share = "too few to tell" if rest is None else f"{rest:.3f} of what is kept stays"
             self.task.warn(
-                f"schedule.settle=auto: the selections still change after epoch {epoch} ({rest} of "
-                "what is kept stays), and are fixed there by schedule.latest"
+                f"schedule.settle=auto: the selections still change after epoch {epoch} ({share}), "
+                "and are fixed there by schedule.latest"
             )
 
     def finish(self) -> None:

@@ -21,6 +21,7 @@ from fpgm.graph.trace import trace
 from fpgm.methods.fade import Fade
 from fpgm.methods.gated import Gate, Gated, gated, growth
 from fpgm.pruning.method import Trained
+from fpgm.pruning.settling import Settling
 from fpgm.pruning.silence import Silence, tails
 from fpgm.selection.zero import pruned
 
@@ -180,6 +181,43 @@ def test_a_filter_that_gets_better_is_chosen_in_place_of_another(every: int) -> 
     assert rows[3]["churn"] == 0
     assert sum(row["revived"] for row in rows[:3]) > 0
     assert schedule.settled_at == {"epoch": 3, "at_rest": None}
+
+
+def test_behind_a_closed_gate_filters_learn_their_direction_and_nothing_else() -> None:
+    """Its gradient is never answered: it lengthens them until a criterion chooses them for it."""
+    task = Noise(epochs=1, rate=0.5)
+    for group in task.full.optimizer.param_groups:
+        group |= {"lr": 1.0, "weight_decay": 0.0}
+    schedule = Gated(task, settle=1.0)
+    schedule.settling = Settling(1.0, 0.6, 1)  # no cool-down
+    schedule.start()
+    network, name, norm = task.full.network, "layer2.1.conv1", "layer2.1.bn1"
+    mask = pruned(network, schedule.keep)[name]
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    schedule.before_epoch(0)
+    for _ in range(3):
+        x, y = next(task.batches(1))
+        task.trained.optimizer.zero_grad()
+        F.cross_entropy(task.trained.network(x), y).backward()
+        schedule.after_backward()
+        task.trained.optimizer.step()
+        schedule.after_step()
+    then, drifted = (v[f"{name}.weight"].flatten(1) for v in (before, network.state_dict()))
+    turned = F.cosine_similarity(then, drifted)
+    assert (turned[mask] < 0.999).float().mean() > 0.7  # some never fire
+    longer = drifted.norm(dim=1) / then.norm(dim=1)
+    assert longer[mask].mean() > 1.05
+    for part in ("weight", "bias"):
+        now = network.state_dict()[f"{norm}.{part}"]
+        assert torch.equal(now[mask], before[f"{norm}.{part}"][mask])
+        assert not torch.equal(now[~mask], before[f"{norm}.{part}"][~mask])
+    schedule._level()
+    after = network.state_dict()[f"{name}.weight"].flatten(1)
+    assert torch.allclose(F.cosine_similarity(after, drifted), torch.ones(len(mask)), atol=1e-5)
+    growth_of_others = drifted[~mask].norm(dim=1).mean() / then[~mask].norm(dim=1).mean()
+    expected = then[mask].norm(dim=1) * growth_of_others
+    assert torch.allclose(after[mask].norm(dim=1), expected, rtol=1e-4)
+    assert torch.equal(after[~mask], drifted[~mask])
 
 
 def test_after_it_has_settled_nothing_comes_back() -> None:
