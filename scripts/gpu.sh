@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# What is to be shown on a GPU, in pieces that end within LIMIT seconds and go on where they stood:
+# What is to be shown on a GPU, in pieces that end LIMIT seconds after they began, and go on where they
+# stood when they are called again:
 #
 #   bash scripts/gpu.sh                    # all of them, one after the other
 #   bash scripts/gpu.sh tests              # or one: tests bench graphs table1 worth report
@@ -18,24 +19,31 @@ mkdir -p "$OUT"
 images=()
 [ -z "${DATA:-}" ] || images=(dataset=image_folder "dataset.root=$DATA" dataset.image_size=32)
 
+within() { # a command, until the piece's time is over; what fails or is cut off stops nothing else
+  left=$((END - $(date +%s)))
+  [ "$left" -gt 0 ] || return 0
+  timeout "$left" "$@" || echo "ended with status $?: $*"
+}
+export -f within
+
 side_by_side() { # a line of words for each sweep, from stdin
-  xargs -P "$JOBS" -I{} bash -c 'timeout "$0" python -m fpgm.cli --multirun {} || true' "$LIMIT"
+  xargs -P "$JOBS" -I{} bash -c 'within python -m fpgm.cli --multirun {}'
 }
 
 words() { echo "${images[*]} device=$DEVICE $EXTRA"; }
 
-tests() { python -m pytest -q tests/gpu tests/training/test_gpu.py 2>&1 | tee "$OUT/tests.txt"; }
+tests() { within python -m pytest -q tests/gpu tests/training/test_gpu.py 2>&1 | tee "$OUT/tests.txt"; }
 
 bench() {
   for arch in resnet20 resnet56; do
-    timeout "$LIMIT" python scripts/bench_training.py "arch=$arch" "device=$DEVICE" images=50000 \
+    within python scripts/bench_training.py "arch=$arch" "device=$DEVICE" images=50000 \
       workers=8 repeats=3 2>&1 | tee "$OUT/bench_$arch.txt"
   done
 }
 
 graphs() { # CUDA graphs, and nccl once
-  timeout "$LIMIT" python -m fpgm.cli $(words) epochs=3 compile=true "hydra.run.dir=$OUT/graphs"
-  timeout "$LIMIT" torchrun --nproc_per_node=1 -m fpgm.cli $(words) epochs=3 "hydra.run.dir=$OUT/nccl"
+  within python -m fpgm.cli $(words) epochs=3 compile=true "hydra.run.dir=$OUT/graphs"
+  within torchrun --nproc_per_node=1 -m fpgm.cli $(words) epochs=3 "hydra.run.dir=$OUT/nccl"
 }
 
 table1() { # gm and the baseline, 200 epochs; a run a process, in the order of the seeds
@@ -63,6 +71,8 @@ report() {
 for piece in "${@:-tests bench graphs table1 worth report}"; do
   for name in $piece; do
     echo "== $name"
+    END=$(($(date +%s) + LIMIT))
+    export END
     "$name"
   done
 done

@@ -34,7 +34,10 @@ if TYPE_CHECKING:
     from fpgm.config import Config
     from fpgm.machine.ranks import Ranks
 
-_PATHS = ("pretrained", "dataset.root", "rates", "widths", "hydra.run.dir", "hydra.sweep.dir")
+_PATHS = (
+    "pretrained", "method.distillation.teacher", "dataset.root", "rates", "widths", "latency_table",
+    "hydra.run.dir", "hydra.sweep.dir",
+)  # fmt: skip
 # main() sets HYDRA_FULL_ERROR for Hydra; what the user has set is kept here, for the jobs of a
 # launcher too, which run in processes of their own.
 _TRACEBACK = "FPGM_TRACEBACK"

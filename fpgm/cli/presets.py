@@ -29,8 +29,13 @@ def contradictions(preset: str, given: Iterable[str]) -> Iterator[str]:
     values = said(preset)
     for word in given:
         key, _, value = word.lstrip("+").partition("=")
-        if key in values and yaml.safe_load(value) != values[key]:
+        if key in values and _listed(yaml.safe_load(value)) != _listed(values[key]):
             yield f"{word}: preset={preset} says {key}={_word(values[key])}; leave one of them out"
+
+
+def _listed(value: Any) -> Any:
+    """method=distillation is 'method=[distillation]'."""
+    return value if isinstance(value, list) else [value]
 
 
 def _word(value: Any) -> str:

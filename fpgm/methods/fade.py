@@ -63,6 +63,15 @@ class Fade(Zeroing):
             self._silence.scale((self._steps - self._taken - 1) / (self._steps - self._taken))
         self._taken += 1
 
+    def after_epoch(self, epoch: int) -> dict[str, Any]:
+        gone = self._masked
+        columns = super().after_epoch(epoch)
+        return columns if gone else {**columns, "revived": 0}  # they are on their way
+
+    @property
+    def settled_at(self) -> dict[str, Any] | None:
+        return {"epoch": 0, "at_rest": None}
+
     def enforce(self, epoch: int, chosen: bool) -> bool:
         return False  # the steps have done it
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from fpgm.errors import GraphError
 from fpgm.graph.trace import ChannelGraph, trace
-from fpgm.pruning.method import Task, Trained
+from fpgm.pruning.method import Goal, Task, Trained
 from fpgm.pruning.settling import Settle, Share
 from fpgm.pruning.silence import Silence, Tail, tails
 from fpgm.pruning.zeroing import Interval, Recalibrate, Zeroing
@@ -81,8 +81,9 @@ class Gated(Zeroing):
 
     def grown(self, epoch: float) -> float:
         """The share of the rate after so many epochs, in full once the growth is over."""
-        share = growth(epoch / (self._growth * self.task.epochs)) if self._growth else 1.0
-        return 1.0 if self.settled(math.floor(epoch)) else share
+        if self._growth == 0 or self.settled(math.floor(epoch)):
+            return 1.0
+        return growth(epoch / (self._growth * self.task.epochs))
 
     def start(self) -> None:
         share = self.share_before()
@@ -101,10 +102,13 @@ class Gated(Zeroing):
 
     def after_backward(self) -> None:
         super().after_backward()
-        self._silence.still()
+        if self._closed:
+            self._silence.still()
 
     def after_step(self) -> None:
         self._step += 1
+        if not self._closed:
+            self._silence.restore()
         if self._closed or not self._every or self._step % self._every:
             return
         share = self.grown(self._epoch + self._step / self.task.steps)
@@ -116,7 +120,7 @@ class Gated(Zeroing):
             self._watch_closed()
 
     def after_epoch(self, epoch: int) -> dict[str, Any]:
-        closed = self._closed
+        closed, self._open_now = self._closed, self._masks
         if not closed:
             self._level()
         columns = super().after_epoch(epoch)
@@ -133,7 +137,7 @@ class Gated(Zeroing):
             self._close()
         elif self._gates:
             self._set_gates()
-        return any((mask != self._before[name]).any() for name, mask in self._masks.items())
+        return any((mask != self._open_now[name]).any() for name, mask in self._masks.items())
 
     def finish(self) -> None:
         if not self._closed:
@@ -151,6 +155,16 @@ class Gated(Zeroing):
     def zeroed(self) -> nn.Module:
         return self._model if self._closed or not self._gates else self._gated.network
 
+    @classmethod
+    def problems(cls, goal: Goal, from_scratch: bool) -> list[str]:
+        criterion = goal.rule.criterion
+        if not goal.rule.scored_by.reads_images:
+            return []
+        return [
+            f"schedule=gated: criterion={criterion} looks at images, through a network without "
+            "gates, which is not the one that is trained; criterion=gm, or schedule=soft"
+        ]
+
     def _open(self) -> None:
         """Train through the gates, while there are any."""
         if self._gates and not self._closed:
@@ -162,6 +176,8 @@ class Gated(Zeroing):
         """Of a filter behind a closed gate the weights learn and nothing else; of one that is
         silenced nothing does."""
         self._silence = Silence(self._masks, self._tails, self.task.trained, self._closed)
+        if not self._closed:
+            self._silence.freeze()
         self._lengths = {name: _lengths(self._model, name) for name in self._masks}
 
     @torch.no_grad()

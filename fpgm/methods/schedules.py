@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
+from fpgm.errors import Error
 from fpgm.pruning.method import Goal, Task
 from fpgm.pruning.settling import Settle, Share
 from fpgm.pruning.zeroing import Interval, Recalibrate, Zeroing
@@ -43,6 +44,12 @@ class Asymptotic(Zeroing):
         recalibrate: Recalibrate = 0,
         train_compact: bool = True,
     ) -> None:
+        """Raises Error."""
+        if settle == "auto":
+            raise Error(
+                "schedule.settle=auto: with schedule=asymptotic the rate grows to the end, and the "
+                "selection with it; schedule.settle=0.6, or schedule=soft"
+            )
         super().__init__(
             task, interval=interval, zero_at_start=False, reset_momentum=reset_momentum,
             settle=settle, latest=latest, recalibrate=recalibrate, train_compact=train_compact,
@@ -70,6 +77,10 @@ class Hard(Zeroing):
 
     def masked(self, epoch: int) -> bool:
         return True
+
+    @property
+    def settled_at(self) -> dict[str, Any] | None:
+        return {"epoch": 0, "at_rest": None}
 
     @classmethod
     def problems(cls, goal: Goal, from_scratch: bool) -> list[str]:

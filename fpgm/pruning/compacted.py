@@ -12,8 +12,9 @@ width that trains fast.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from types import EllipsisType
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,7 +54,8 @@ class CompactTraining(Method):
             return
         full, keep, held = self.task.full, self._schedule.keep, self._schedule.silences
         # What a trained network's statistics keep alive falls asleep in the first epochs.
-        awake = _awake(trace(full.network), {n: k.cpu() for n, k in keep.items()}, held)
+        on_cpu = {name: kept.cpu() for name, kept in keep.items()}
+        awake = _awake(trace(full.network), on_cpu, Motion(full.optimizer, held))
         if self._keep is not None and _same(self._keep, keep) and _same(self._awake, awake):
             return  # what is compiled stays compiled
         groups, image = self.task.prunable.groups, self.task.image_shape
@@ -148,17 +150,17 @@ def compacted(
     was selected together; image: (C, H, W), to count MACs; held: whether scales and shifts of
     pruned filters that are zero stay so, too.
     """
-    graph = trace(model)
+    graph, motion = trace(model), Motion(optimizer, held)
     keep = {name: kept.cpu() for name, kept in keep.items()}
     # Streams at their full width and widths that train fast: the adds' scatter costs more.
     chosen = streams(graph, keep)
-    ballast = widened(graph, keep, _awake(graph, keep, held), chosen)
+    ballast = widened(graph, keep, _awake(graph, keep, motion), chosen)
     ballast = widened(graph, keep, rounded(graph, keep, ballast, groups, MULTIPLE), chosen)
     analysis = analyse(graph, keep, ballast)
     dense = cost(model, image)
     if analysis.macs(dense) >= WORTH * dense.macs:
         return None
-    if not _silent(analysis) or not _all_dead(analysis, held):
+    if not _silent(analysis) or not _all_dead(analysis, motion):
         return None
     network, foldings = rewrite(analysis)
     for name, attribute in foldings:
@@ -207,16 +209,35 @@ def _silent(analysis: Analysis) -> bool:
     return not any(channels.absent.any() for channels in read)
 
 
-def _awake(graph: ChannelGraph, keep: Keep, held: bool) -> dict[str, Tensor]:
+@dataclass(frozen=True)
+class Motion:
+    """What still moves without a gradient. optimizer: of the network at full width; held: whether
+    scales and shifts of pruned filters that are zero stay so."""
+
+    optimizer: torch.optim.SGD
+    held: bool
+
+    def drift(self, parameter: nn.Parameter) -> Tensor:
+        """How far momentum alone can still carry each entry."""
+        group = self.optimizer.defaults
+        buffer = self.optimizer.state.get(parameter, {}).get("momentum_buffer")
+        if buffer is None:
+            return torch.zeros_like(parameter)
+        drift: Tensor = group["lr"] / (1 - group["momentum"]) * buffer.abs()
+        return drift
+
+
+@torch.no_grad()
+def _awake(graph: ChannelGraph, keep: Keep, motion: Motion) -> dict[str, Tensor]:
     """Streams in full, and the pruned filters that their BatchNorm keeps alive, as ballast."""
     found = widened(graph, keep, {}, streams(graph, keep))
     analysis = analyse(graph, keep, found)
     for node, name in graph.convolutions():
-        norm = next(iter(node.users))
+        norm = next(iter(node.users), node)
         channels = analysis.flow.written[norm]
         if name not in keep or graph.kinds[norm] != ops.NORM or channels is None:
             continue
-        awake = _absent(channels) & ~_resting(norm, graph, held)
+        awake = _absent(channels) & ~_resting(norm, graph, motion)
         if awake.any() and _rectified(norm, graph):
             there = found.get(name, keep[name])
             found[name] = torch.cat((there, awake.nonzero().flatten())).unique()
@@ -227,7 +248,8 @@ def _same(a: Keep, b: Keep) -> bool:
     return a.keys() == b.keys() and all(torch.equal(kept, b[name]) for name, kept in a.items())
 
 
-def _all_dead(analysis: Analysis, held: bool) -> bool:
+@torch.no_grad()
+def _all_dead(analysis: Analysis, motion: Motion) -> bool:
     """Whether no gradient can ever reach a channel that is left out."""
     graph = analysis.graph
     for node, kind in graph.kinds.items():
@@ -237,7 +259,7 @@ def _all_dead(analysis: Analysis, held: bool) -> bool:
         if channels is None or channels.whole or kind not in (ops.CONV, ops.DEPTHWISE, ops.NORM):
             continue
         if kind == ops.NORM:
-            if (_absent(channels) & ~_resting(node, graph, held)).any():
+            if (_absent(channels) & ~_resting(node, graph, motion)).any():
                 return False
         elif any(graph.kinds[user] != ops.NORM for user in node.users):
             return False
@@ -250,20 +272,21 @@ def _absent(channels: Channels) -> Tensor:
     return absent.index_fill_(0, channels.live, False)
 
 
-def _resting(node: fx.Node, graph: ChannelGraph, held: bool) -> Tensor:
+def _resting(node: fx.Node, graph: ChannelGraph, motion: Motion) -> Tensor:
     """Which channels (C,) of a BatchNorm hand zeros on as what stays zero, in training and in
     evaluation: those that ReLU makes so, and those that are silenced and held."""
     norm = graph.module.get_submodule(str(node.target))
-    scale, shift, mean, var = (
-        cast(Tensor, getattr(norm, part))
-        for part in ("weight", "bias", "running_mean", "running_var")
-    )
-    if not norm.momentum:  # a mean over all batches forgets nothing
-        return torch.zeros(len(scale), dtype=torch.bool, device=scale.device)
+    assert isinstance(norm, nn.BatchNorm2d | nn.BatchNorm1d)
+    scale, shift, mean, var = norm.weight, norm.bias, norm.running_mean, norm.running_var
+    conv = graph.called(node.all_input_nodes[0])
+    biased = getattr(conv, "bias", None) is not None  # it would write its bias, and not zeros
+    if not norm.affine or mean is None or var is None or not norm.momentum or biased:
+        return torch.zeros(norm.num_features, dtype=torch.bool)
     # While only zeros come in, the mean's part of the output shrinks from step to step.
-    most = shift + scale.abs() * mean.abs() * (var + float(norm.eps)).rsqrt()  # type: ignore[arg-type]
+    size = scale.abs() + motion.drift(scale)
+    most = shift + motion.drift(shift) + size * mean.abs() * (var + norm.eps).rsqrt()
     resting = (most <= 0) if _rectified(node, graph) else torch.zeros_like(most, dtype=torch.bool)
-    return resting | ((scale == 0) & (shift == 0)) if held else resting
+    return resting | ((scale == 0) & (shift == 0)) if motion.held else resting
 
 
 def _rectified(node: fx.Node, graph: ChannelGraph) -> bool:

@@ -66,6 +66,7 @@ class Silence:
         weights: bool = True,
     ) -> None:
         self._optimizer = trained.optimizer
+        self._before: list[Tensor] | None = None
         self._parameters: list[nn.Parameter] = []
         self._stays: list[Tensor] = []  # 0 where a filter is meant, else 1
         for name, mask in masks.items():
@@ -88,6 +89,23 @@ class Silence:
         """Multiply them, and forget their momentum."""
         for parameter, stays in zip(self._parameters, self._stays, strict=True):
             parameter.mul_(stays + (1 - stays) * factor)
+            buffer = self._optimizer.state[parameter].get("momentum_buffer")
+            if buffer is not None:
+                buffer.mul_(stays)
+
+    @torch.no_grad()
+    def freeze(self) -> None:
+        """Keep the values that they have: `restore` after a step brings them back, whatever
+        moved them, gradient, momentum or decay."""
+        self._before = [parameter.clone() for parameter in self._parameters]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """What `freeze` has kept."""
+        for parameter, stays, before in zip(
+            self._parameters, self._stays, self._before or (), strict=True
+        ):
+            torch.where(stays > 0, parameter, before, out=parameter)
             buffer = self._optimizer.state[parameter].get("momentum_buffer")
             if buffer is not None:
                 buffer.mul_(stays)

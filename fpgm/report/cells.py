@@ -210,13 +210,12 @@ def identity(run: Found) -> dict[str, str]:
         flat = {key: value for key, value in flat.items() if not key.startswith(_OF_PRUNING)}
     if config["dataset"]["name"] == "image_folder":  # of the others the name says what they hold
         flat["dataset.root"] = config["dataset"]["root"]
-    # The runs of a cell start from baselines that differ in the seed alone.
-    flat["pretrained"] = re.sub(r"seed=\d+", "seed=N", str(config["pretrained"]))
     flat["precision"] = run.precision
     flat = _SINCE_BELOW | flat
     if flat.get("schedule.settle") != "auto":
         flat.pop("schedule.latest", None)
-    return {key: str(value) for key, value in flat.items()}
+    # The runs of a cell start from baselines, or have teachers, that differ in the seed alone.
+    return {key: re.sub(r"seed=\d+", "seed=N", str(value)) for key, value in flat.items()}
 
 
 def _is_baseline(config: Mapping[str, Any]) -> bool:

@@ -24,6 +24,7 @@ NOTE = (
 )
 HEADER = ["network", "method", "rate", "start", "against", "seeds", "difference", "in words"]
 _CONFIDENCE = 0.95
+_TASK = ("dataset.", "batch_size", "precision")
 
 
 @dataclass(frozen=True)
@@ -109,11 +110,12 @@ def _controls(
                 yield "random", other
     if cell.start == "scratch":
         return
-    total = _epochs(cell) + _baseline_epochs(cell, table)
+    before = _baseline_epochs(cell, table)
+    total = "" if before is None else f" of {_epochs(cell) + before}"
     for other in counted:
         alike = other.network == cell.network and other.start == "scratch"
-        if alike and _criterion(other) == "random" and _widths(other) == _widths(cell):
-            yield f"from scratch ({_epochs(other)} of {total} epochs)", other
+        if alike and _criterion(other) == "random" and _same_task(cell, other):
+            yield f"from scratch ({_epochs(other)}{total} epochs)", other
 
 
 def _by_seed(cell: Cell) -> Mapping[int, float]:
@@ -128,18 +130,34 @@ def _epochs(cell: Cell) -> int:
     return int(cell.runs[0].config["epochs"])
 
 
-def _baseline_epochs(cell: Cell, table: Iterable[Cell]) -> int:
-    """Of the unpruned run that a cell's runs start from, 0 where it is not in the table."""
+def _baseline_epochs(cell: Cell, table: Iterable[Cell]) -> int | None:
+    """Of the unpruned run that a cell's runs start from, None where it is not in the table."""
     given = str(cell.runs[0].config["pretrained"]).rstrip("/").rpartition("/")[2]
     for other in table:
         if any(run.directory.name == given for run in other.runs):
             return _epochs(other)
-    return 0
+    return None
 
 
 def _but_for_criterion(cell: Cell) -> dict[str, str]:
     return {k: v for k, v in identity(cell.runs[0]).items() if not k.startswith("criterion.")}
 
 
-def _widths(cell: Cell) -> list[tuple[str, int]]:
-    return [(layer["name"], layer["kept"]) for layer in cell.runs[0].entry("layers")]
+def _same_task(cell: Cell, other: Cell) -> bool:
+    """Whether both were trained on the same images, in the same precision, and came to the same
+    widths with every seed that both have."""
+    parts = [
+        {k: v for k, v in identity(one.runs[0]).items() if k.startswith(_TASK)}
+        for one in (cell, other)
+    ]
+    ours, theirs = _widths(cell), _widths(other)
+    both = ours.keys() & theirs.keys()
+    return parts[0] == parts[1] and all(ours[seed] == theirs[seed] for seed in both)
+
+
+def _widths(cell: Cell) -> dict[int, list[tuple[str, int]]]:
+    """By seed."""
+    return {
+        run.config["seed"]: [(layer["name"], layer["kept"]) for layer in run.entry("layers")]
+        for run in cell.runs
+    }

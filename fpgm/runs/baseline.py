@@ -66,8 +66,8 @@ def find_baseline(directory: Path, config: Mapping[str, Any], words: Iterable[st
             "with pretrained=DIR"
         )
     kept = [w for w in words if w.partition("=")[0].split(".")[0].lstrip("+") not in _OF_PRUNING]
+    kept = [word for word in kept if not word.startswith("method")]
     if methods:
-        kept = [word for word in kept if not word.startswith("method")]
         kept.append(
             f"method={methods[0]}" if len(methods) == 1 else f"'method=[{','.join(methods)}]'"
         )

@@ -37,6 +37,7 @@ def test_the_published_method_is_the_papers() -> None:
     [
         (["residual=inner", "epochs=3", "optimizer.lr=0.02"], []),
         (["align=8", "criterion=gm"], []),
+        (["method=distillation"], []),
         (["criterion=l2"], ["criterion=l2: preset=best says criterion=gm; leave one of them out"]),
         (
             ["schedule=soft", "align=1"],

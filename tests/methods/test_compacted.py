@@ -177,6 +177,47 @@ def test_methods_that_act_on_what_is_pruned_keep_the_full_width(
     assert trains("schedule=soft", "schedule.settle=0")
 
 
+def kept_alive(prepare: Any) -> int:
+    """How many of 512 pruned filters of a layer stay in the compact network of a trained VGG."""
+    torch.manual_seed(0)
+    model, name = fpgm.model("vgg16"), "features.40"
+    norm = model.get_submodule("features.41")
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.constant_(module.bias, -0.1)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, 0.9)
+    prepare(model, norm, optimizer)
+    groups = prunable(trace(model), "inner").groups
+    keep = {name: torch.arange(0, 512, 2)}
+    fpgm.zero_(model, keep)
+    motion = compact_training.Motion(optimizer, held=False)
+    found = compact_training._awake(trace(model), keep, motion)
+    assert groups
+    return len(found.get(name, keep[name])) - len(keep[name])
+
+
+def test_what_its_statistics_or_its_momentum_can_wake_is_not_left_out() -> None:
+    def momentum(size: float) -> Any:
+        def prepare(_: nn.Module, norm: Any, optimizer: torch.optim.SGD) -> None:
+            optimizer.state[norm.bias]["momentum_buffer"] = torch.full((512,), -size)
+
+        return prepare
+
+    def mean(size: float) -> Any:
+        return lambda _, norm, __: nn.init.constant_(norm.running_mean, size)
+
+    def bias(model: nn.Module, _: nn.Module, __: Any) -> None:
+        model.get_submodule("features.40").bias = nn.Parameter(torch.zeros(512))
+
+    assert kept_alive(lambda *_: None) == 0
+    # A shift of -.1 and a push of .2 that fades by .9 a step, at a rate of .1: up to .1 and beyond.
+    assert kept_alive(momentum(0.2)) == 256
+    assert kept_alive(momentum(0.05)) == 0
+    assert kept_alive(mean(-0.5)) == 256
+    assert kept_alive(mean(0.05)) == 0
+    assert kept_alive(bias) == 256
+
+
 def test_a_selection_that_changes_is_followed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, always: None, few: None
 ) -> None:

@@ -149,6 +149,17 @@ def test_the_rate_grows_as_published(t: int, share: float) -> None:
     assert growth(t / 55) == pytest.approx(share, abs=5e-4)
 
 
+def test_criteria_that_look_at_images_are_refused(tmp_path: Path, few: None) -> None:
+    with pytest.raises(Error, match="schedule=gated: criterion=taylor looks at images"):
+        whole(tmp_path, "schedule=gated", "criterion=taylor", "criterion.batches=1")
+
+
+def test_without_epochs_it_prunes_a_trained_network_in_full(tmp_path: Path, few: None) -> None:
+    whole(tmp_path / "base", "rate=0", "epochs=1")
+    start = (f"pretrained={tmp_path}/base", "epochs=0", "schedule=gated", "schedule.growth=0.5")
+    assert whole(tmp_path / "run", *start)["pruning"]["pruned_filters"] == 264
+
+
 def test_what_is_silenced_computes_what_the_gates_did() -> None:
     torch.manual_seed(0)
     model = Plain()
