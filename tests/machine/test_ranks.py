@@ -45,6 +45,23 @@ def epochs_done(directory: Path) -> int:
     return len(list(csv.DictReader(path.open()))) if path.exists() else 0
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("schedule", ["gated", "fade"])
+def test_two_processes_learn_from_a_teacher_and_lose_nothing_at_the_end(
+    tmp_path: Path, schedule: str
+) -> None:
+    base = [*DIGITS[:-1], "rate=0", "epochs=4", "optimizer=fast", "hydra.run.dir=base"]
+    status, out, err = run(tmp_path, *base)
+    assert status == 0, out + err
+    words = ["pretrained=base", "method=distillation", f"schedule={schedule}", "epochs=3"]
+    process = torchrun(tmp_path, 2, *DIGITS, *words, "optimizer=finetune")
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, out
+    found = report(tmp_path / "r")
+    assert found["accuracy"]["dense"] == found["accuracy"]["zeroed_last"]
+    assert found["equivalence"]["agreement"] == 1
+
+
 @given(count=st.integers(0, 1000), world=st.integers(1, 9))
 def test_shares_make_up_the_whole(count: int, world: int) -> None:
     shares = [range(count)[Ranks(rank, world).share(count)] for rank in range(world)]

@@ -19,7 +19,8 @@ import fpgm
 from fpgm.errors import Error, GraphError
 from fpgm.graph.trace import trace
 from fpgm.methods.fade import Fade
-from fpgm.methods.gated import Gate, Gated, gated, growth
+from fpgm.methods.gated import Gated, growth
+from fpgm.pruning.gates import Gate, gated
 from fpgm.pruning.method import Trained
 from fpgm.pruning.settling import Settling
 from fpgm.pruning.silence import Silence, tails
