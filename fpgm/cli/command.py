@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -124,8 +125,14 @@ def run_job(values: dict[str, Any], directory: Path) -> None:
 
 
 def _preset() -> str | None:
-    """The preset that was chosen, in words. Raises Error where the command line contradicts it."""
+    """The preset that was chosen, in words. Raises Error where there is none of its name, and where
+    the command line contradicts it."""
     hydra_config = HydraConfig.get()
+    for group in ("layers", "preset"):  # Hydra passes over an optional choice that is not there
+        choice = hydra_config.runtime.choices.get(group)
+        offered = GlobalHydra.instance().config_loader().get_group_options(group)
+        if choice is not None and choice not in offered:
+            raise Error(f"{group}={choice}: choose one of {', '.join(offered)}")
     chosen = hydra_config.runtime.choices.get("preset")
     if chosen is None:
         return None

@@ -11,8 +11,10 @@ from fpgm.keys import CONFIGS
 
 
 def said(preset: str) -> dict[str, Any]:
-    """Keys and groups that a preset sets: {'optimizer': 'finetune', 'residual': 'inner', ...}."""
-    values = dict(yaml.safe_load((CONFIGS / "preset" / f"{preset}.yaml").read_text()))
+    """Keys and groups that a preset sets: {'optimizer': 'finetune', 'residual': 'inner', ...};
+    nothing of one that lies elsewhere (--config-dir)."""
+    file = CONFIGS / "preset" / f"{preset}.yaml"
+    values = dict(yaml.safe_load(file.read_text())) if file.exists() else {}
     groups = {}
     for entry in values.pop("defaults", []):
         groups.update({key.rpartition("/")[2]: value for key, value in entry.items()})

@@ -328,6 +328,12 @@ ONE = (*DIGITS, "epochs=1", "hydra.run.dir=r")
         (("rate=[",), "rate=[: not understood"),
         (("criterion=foo",), "criterion=foo: choose one of apoz, bn_gamma, fermat, gm, hrank, l1"),
         (("arch=foo",), "arch=foo: choose one of densenet40, lenet5, preresnet110"),
+        (("preset=bst",), "preset=bst: choose one of best, paper"),
+        (("layers=foo",), "layers=foo: choose one of pfec_resnet110_a, pfec_resnet110_b"),
+        (
+            ("preset=best", "pretrained=x", "align=1"),
+            "align=1: preset=best says align=8; leave one of them out",
+        ),
         (("ratte=0.4",), "ratte: no such key, did you mean rate?"),
         (("optimizer.lrr=1",), "optimizer.lrr: no such key, did you mean optimizer.lr?"),
         (("+extra=1",), "extra: no such key"),
