@@ -40,7 +40,8 @@ class Comparison:
 
     @property
     def difference(self) -> str:
-        return f"{self.mean:+.2f}" + ("" if self.half is None else f" ± {self.half:.2f}")
+        mean = round(self.mean, 2) + 0.0  # nothing is +0.00, whichever side it comes from
+        return f"{mean:+.2f}" + ("" if self.half is None else f" ± {self.half:.2f}")
 
     @property
     def words(self) -> str:
