@@ -178,7 +178,7 @@ def test_zero_filters_are_counted_apart_and_change_no_figure() -> None:
             "first.weight": model.first.weight.detach()[layers[0].order.sort().values]
         }
     )  # fmt: skip
-    smaller = study(alone, criteria=("fermat", "gm", "l1", "l2", "lp"), scopes=("layer",))
+    smaller = study(alone, criteria=("fermat", "gm", "l1", "l2", "lp", "whc"), scopes=("layer",))
     for table in ("similarity", "overlap", "diagnosis", "distribution"):
         pick = {"a", "b", "rate", "spearman", "spearman_null", "jaccard", "cv", "skew", "live"}
         chosen = [
@@ -276,7 +276,7 @@ def test_run_is_studied_with_all_criteria_into_files_that_agree(
     found = json.loads((out / "study.json").read_text())
     assert found["schema"] == 1
     assert set(found["settings"]["criteria"]) == {
-        "l1", "l2", "lp", "gm", "fermat", "taylor", "apoz", "hrank"
+        "l1", "l2", "lp", "gm", "fermat", "taylor", "apoz", "hrank", "whc"
     }  # fmt: skip
     assert any("bn_gamma (all filters of a layer have one score)" in n for n in found["notes"])
     assert sum(row["zero"] for row in found["layers"]) == 264
