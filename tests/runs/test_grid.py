@@ -206,6 +206,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def two_steps(tmp_path: Path, images: Path, experiment: str, job: list[str]) -> None:
     words = [*job, f"dataset.root={images}", "dataset.image_size=64", "batch_size=2", "epochs=1"]
+    words.append("dataset.validation=0")  # of four images
     words.append("optimizer.milestones=[1e-9,1e-9,1e-9]")  # small steps: two images a batch
     if any("pretrained" in word for other in jobs_of(experiment) for word in other):
         words.append("pretrained=null")
