@@ -8,14 +8,15 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from fpgm.graph.trace import trace
-from fpgm.pruning.method import Goal, Task
+from fpgm.methods.schedules import Hard
+from fpgm.pruning.method import Task
 from fpgm.pruning.silence import Silence, tails
-from fpgm.pruning.zeroing import Recalibrate, Zeroing
+from fpgm.pruning.zeroing import Recalibrate
 
 Duration = Annotated[float, Field(gt=0, le=1, examples=["0.3"])]
 
 
-class Fade(Zeroing):
+class Fade(Hard):
     """Selected once on a trained network; from then on, after each of D steps t = 0, 1, ..., the
     filters to go are multiplied by (D - t - 1) / (D - t), together with the scale and shift behind
     them: a straight line to exactly 0. The rest of the training holds them there.
@@ -43,9 +44,6 @@ class Fade(Zeroing):
     def start(self) -> None:
         self._refuse_ties(self._choose(1.0))
 
-    def share_after(self, epoch: int) -> float | None:
-        return None
-
     def masked(self, epoch: int) -> bool:
         return self._taken >= self._steps
 
@@ -68,10 +66,6 @@ class Fade(Zeroing):
         columns = super().after_epoch(epoch)
         return columns if gone else {**columns, "revived": 0}  # they are on their way
 
-    @property
-    def settled_at(self) -> dict[str, Any] | None:
-        return {"epoch": 0, "at_rest": None}
-
     def enforce(self, epoch: int, chosen: bool) -> bool:
         return False  # the steps have done it
 
@@ -86,9 +80,3 @@ class Fade(Zeroing):
     def resume(self, state: Any) -> None:
         super().resume(state)
         self._taken = state["taken"]
-
-    @classmethod
-    def problems(cls, goal: Goal, from_scratch: bool) -> list[str]:
-        if goal.prunes and from_scratch:
-            return ["schedule=fade: prunes a trained network, name it with pretrained=RUN_DIR"]
-        return []

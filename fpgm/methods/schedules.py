@@ -85,7 +85,8 @@ class Hard(Zeroing):
     @classmethod
     def problems(cls, goal: Goal, from_scratch: bool) -> list[str]:
         if goal.prunes and from_scratch:
-            return ["schedule=hard: prunes a trained network, name it with pretrained=RUN_DIR"]
+            line = f"schedule={cls.name}: prunes a trained network, name it with pretrained=RUN_DIR"
+            return [line]
         return []
 
 

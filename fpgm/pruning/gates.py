@@ -110,9 +110,8 @@ def gated(
             closing = network.graph.call_module(f"gate_{number}", (last,))
         last.replace_all_uses_with(closing)
         closing.args = (last,)
+        # Those with another padding are rare: what lies before them hears of masked filters, too.
         if conv.padding_mode == "zeros" and not isinstance(conv.padding, str):
-            nodes[
-                name
-            ].target = f"gated_{number}"  # others are rare, and learn by what is masked too
+            nodes[name].target = f"gated_{number}"
     network.recompile()
     return network, gates

@@ -1,4 +1,8 @@
-"""The learning rate, as a pure function of how far a run has come."""
+"""The learning rate, as a pure function of how far a run has come.
+
+torch's schedulers give the same curves (the tests hold these against them), but each is bound to
+one optimizer and carries a state: here two may be stepped in turn, and any epoch is resumed from.
+"""
 
 from __future__ import annotations
 
