@@ -92,7 +92,7 @@ def _add(ballast: dict[str, Tensor], keep: Keep, filters: Iterable[Filter | None
 def _largest(analysis: Analysis, writers: Flow[list[Filter | None]]) -> dict[str, Tensor]:
     """The largest constant, in size, that each absent filter leaves where a map would need it."""
     graph = analysis.graph
-    largest = {name: torch.zeros(graph.filters(name)) for _, name in graph.convolutions()}
+    largest = {name: torch.zeros(graph.filters(name)) for _, name in graph.writers()}
     for node, name in graph.convolutions():
         if name not in analysis.carriers:
             continue
@@ -134,6 +134,14 @@ class _Writers(Algebra[list[Filter | None]]):
         back: int,
     ) -> list[Filter | None]:
         return [None] * front + source + [None] * back
+
+    def chosen(
+        self,
+        node: fx.Node,
+        source: list[Filter | None],
+        channels: Sequence[int],
+    ) -> list[Filter | None]:
+        return [source[channel] for channel in channels]
 
     def met(
         self,

@@ -24,6 +24,7 @@ from fpgm.graph import operations as ops
 from fpgm.graph.cost import Cost
 from fpgm.graph.flow import Algebra, Flow, follow, kept_full
 from fpgm.graph.trace import ChannelGraph
+from fpgm.networks.layers import SameConv2d
 
 Keep = Mapping[str, Tensor]
 
@@ -93,7 +94,7 @@ class Analysis:
     """The compact network of (graph, keep, ballast), before it is built.
 
     flow: the Channels of every result, and as every reader is given them; kept, emitted: for each
-    convolution its filters that are not zero, and all that the compact one has; expansions: by
+    layer its filters that are not zero, and all that the compact one has; expansions: by
     (reader, source), where both do not fit; carriers: convolution to which absent inputs say
     something else at the borders -> the live input that is constant and so can carry it, None where
     there is none that can and a map of it is needed.
@@ -108,7 +109,11 @@ class Analysis:
 
     def inputs(self, node: fx.Node) -> Channels:
         """What a layer reads, as many channels as it has inputs."""
-        return _fitted(self.flow.read[node][node.all_input_nodes[0]], node, self.graph)
+        source = node.all_input_nodes[0]
+        channels = _fitted(self.flow.read[node][source], node, self.graph)
+        expansion = self.expansions.get((node, source))
+        by_groups = self.graph.kinds[node] == ops.GROUPED and expansion is not None
+        return replace(channels, live=expansion.onto) if by_groups and expansion else channels
 
     def macs(self, dense: Cost) -> int:
         """What an image costs in the compact network, where it costs `dense` in the original."""
@@ -116,11 +121,13 @@ class Analysis:
         saved = 0
         for node, kind in self.graph.kinds.items():
             name, layer = str(node.target), self.graph.called(node)
-            if kind not in (ops.CONV, ops.DEPTHWISE, ops.LINEAR):
+            if kind not in (*ops.WRITERS, ops.LINEAR):
                 continue
             assert isinstance(layer, nn.Conv2d | nn.Linear)
             outputs, inputs = layer.weight.shape[:2]
             read = inputs if kind == ops.DEPTHWISE else len(self.inputs(node).live)
+            if kind == ops.GROUPED:
+                read //= len(groups_of(layer, self.emitted[name]))
             left = len(self.emitted.get(name, range(outputs))) * read
             saved += macs[name] - macs[name] // (outputs * inputs) * left
         return dense.macs - saved
@@ -139,10 +146,15 @@ def analyse(graph: ChannelGraph, keep: Keep, ballast: Keep | None = None) -> Ana
     """
     keep, ballast = _checked(graph, keep), _checked(graph, ballast or {})
     kept, emitted = {}, {}
-    for _, name in graph.convolutions():
+    for node, name in graph.writers():
         device = graph.module.get_parameter(f"{name}.weight").device
         filters = keep.get(name, torch.arange(graph.filters(name)))
         written = torch.cat((filters, ballast.get(name, filters))).unique()
+        if graph.kinds[node] == ops.GROUPED:
+            layer = graph.called(node)
+            assert isinstance(layer, nn.Conv2d)
+            size = layer.out_channels // layer.groups
+            written = _levelled(written, size, groups_of(layer, written))
         kept[name], emitted[name] = filters.to(device), written.to(device)
     # First what every tensor has, then what its readers need, which nobody above depends on.
     flow = follow(graph, _Constants(graph, kept, emitted))
@@ -156,8 +168,10 @@ def analyse(graph: ChannelGraph, keep: Keep, ballast: Keep | None = None) -> Ana
     for node, name in graph.convolutions():
         inputs = analysis.inputs(node)
         bordered = not inputs.whole and pads_zeros(graph.module.get_submodule(name))
-        if graph.kinds[node] == ops.CONV and bordered:
-            analysis.carriers[name] = _carrier(inputs)
+        if graph.kinds[node] in (ops.CONV, ops.GROUPED) and bordered:
+            # One channel is read by one group alone.
+            single = graph.kinds[node] == ops.CONV
+            analysis.carriers[name] = _carrier(inputs) if single else None
     return analysis
 
 
@@ -172,9 +186,9 @@ class _Constants(Algebra[Channels]):
         # Filters that are not kept are zero: they write their bias.
         name = str(node.target)
         layer = self._graph.called(node)
-        assert isinstance(layer, nn.Conv2d)
+        assert isinstance(layer, nn.Conv2d | nn.Linear)
         constant = bias(layer).detach().double().index_fill(0, self._kept[name], torch.nan)
-        return Channels(layer.out_channels, self._emitted[name], constant)
+        return Channels(len(constant), self._emitted[name], constant)
 
     def joined(self, node: fx.Node, parts: Sequence[Channels]) -> Channels:
         starts = [sum(part.total for part in parts[:i]) for i in range(len(parts))]
@@ -187,6 +201,11 @@ class _Constants(Algebra[Channels]):
         value = ops.argument(node, 3, "value", None) or 0.0
         constant = F.pad(source.constant, (front, back), value=value)
         return Channels(source.total + front + back, source.live + front, constant)
+
+    def chosen(self, node: fx.Node, source: Channels, channels: Sequence[int]) -> Channels:
+        places = torch.tensor(channels, device=source.live.device)
+        live = torch.isin(places, source.live).nonzero().flatten()
+        return Channels(len(places), live, source.constant[places])
 
     def met(self, node: fx.Node, a: Channels, b: Channels) -> Channels | None:
         if a.total != b.total:
@@ -203,6 +222,16 @@ class _Constants(Algebra[Channels]):
             return source.map(lambda c: ops.apply(node, self._modules, c))
         if kind == ops.NORM:
             return self._normed(node, source)
+        if kind == ops.SLOPE:
+            layer = self._graph.called(node)
+            assert isinstance(layer, nn.PReLU)
+            return source.map(lambda c: F.prelu(c, layer.weight.double()))
+        if kind == ops.SPATIAL:
+            # Zeros stay zeros; any other constant differs at the borders and must be there.
+            there = source.constant.isnan() | (source.constant != 0)
+            there[source.live] = True
+            constant = source.constant.masked_fill(there, torch.nan)
+            return Channels(source.total, there.nonzero().flatten(), constant)
         return source  # pixels are chosen or merged: a constant stays what it is
 
     def unknown(self, node: fx.Node, inputs: Sequence[Channels | None]) -> Channels | None:
@@ -224,7 +253,7 @@ def _fitted(channels: Channels | None, node: fx.Node, graph: ChannelGraph) -> Ch
     layer = graph.called(node)
     size = next(
         int(getattr(layer, name))
-        for name in ("in_channels", "num_features", "in_features")
+        for name in ("in_channels", "num_features", "in_features", "num_parameters")
         if hasattr(layer, name)
     )
     if channels is None:
@@ -246,10 +275,33 @@ def _needs(
         if kind == ops.DEPTHWISE:
             # A constant that is still read becomes an image here: that channel must be there.
             yield source, _fitted(channels, reader, graph), emitted[str(reader.target)]
+        elif kind == ops.GROUPED:
+            layer, fitted = graph.called(reader), _fitted(channels, reader, graph)
+            assert isinstance(layer, nn.Conv2d)
+            groups = groups_of(layer, emitted[str(reader.target)])
+            yield source, fitted, _levelled(fitted.live, layer.in_channels // layer.groups, groups)
+        elif channels is not None and written is not None and kind == ops.SPATIAL:
+            yield source, channels, written.live
         elif channels is not None and whole:
             yield source, channels, torch.arange(channels.total, device=channels.live.device)
         elif channels is not None and written is not None and kind in (ops.ADD, ops.MUL):
             yield source, channels, written.live
+
+
+def groups_of(conv: nn.Conv2d, filters: Tensor) -> Tensor:
+    """Which groups of a grouped convolution these filters are in, sorted."""
+    return (filters // (conv.out_channels // conv.groups)).unique()
+
+
+def _levelled(channels: Tensor, size: int, groups: Tensor) -> Tensor:
+    """`channels` that lie in these groups of `size`, and as many more as make all groups hold the
+    same number, one at least; sorted."""
+    members = groups[:, None] * size + torch.arange(size, device=groups.device)
+    there = torch.isin(members, channels)
+    wanted = max(int(there.sum(1).max()), 1)
+    # Those that are there first, then the others in order.
+    order = there.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :wanted]
+    return members.gather(1, order).flatten().sort().values
 
 
 def _carrier(inputs: Channels) -> int | None:
@@ -265,7 +317,7 @@ def _carrier(inputs: Channels) -> int | None:
 
 def _checked(graph: ChannelGraph, keep: Keep) -> dict[str, Tensor]:
     """`keep` with every index sorted. Raises GraphError for what cannot be kept."""
-    names = {name for _, name in graph.convolutions()}
+    names = {name for _, name in graph.writers()}
     checked = {}
     for name, filters in keep.items():
         if name not in names:
@@ -288,5 +340,7 @@ def bias(layer: nn.Conv2d | nn.Linear) -> Tensor:
 def pads_zeros(conv: nn.Module) -> bool:
     """Whether the kernel ever reaches into zeros around the image."""
     assert isinstance(conv, nn.Conv2d)
+    if isinstance(conv, SameConv2d):
+        return True
     padding = (0, 0) if conv.padding == "valid" else conv.padding
     return conv.padding_mode == "zeros" and any(padding if isinstance(padding, tuple) else (1,))

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from fpgm.compaction.constants import Channels, bias, pads_zeros
-from fpgm.networks.layers import BorderConv2d
+from fpgm.compaction.constants import Channels, bias, groups_of, pads_zeros
+from fpgm.networks.layers import BorderConv2d, SameConv2d
 
 
 def convolution(
@@ -26,11 +26,13 @@ def convolution(
     bordered = not inputs.whole and pads_zeros(old)
     folded = not inputs.whole and not bordered
     options: dict[str, Any] = {k: getattr(old, k) for k in ("stride", "padding", "dilation")}
+    groups = groups_of(old, emitted)
     new = skip_init(
-        BorderConv2d if bordered else nn.Conv2d,
+        BorderConv2d if bordered else type(old),
         len(inputs.live),
         len(emitted),
         kernel_size=old.kernel_size,
+        groups=len(groups),
         bias=old.bias is not None or folded,
         padding_mode=old.padding_mode,
         device=old.weight.device,
@@ -40,9 +42,14 @@ def convolution(
     assert isinstance(new, nn.Conv2d)
     alive = torch.isin(emitted, kept)[:, None, None, None]
     weight = old.weight[emitted] * alive
-    new.weight.copy_(weight[:, inputs.live])
+    # The inputs that each filter reads: those of its group, and of these the live ones.
+    size, own = old.in_channels // old.groups, emitted // (old.out_channels // old.groups)
+    read = own[:, None] * size + torch.arange(size, device=own.device)
+    live = inputs.live.view(len(groups), -1)[torch.searchsorted(groups, own)] - read[:, :1]
+    new.weight.copy_(weight.gather(1, live[:, :, None, None].expand(-1, -1, *old.kernel_size)))
     # What the absent inputs add at each place of the kernel; a pixel inside gets the sum of these.
-    kernel = (weight.double() * inputs.absent[:, None, None]).sum(1, keepdim=True)
+    absent = inputs.absent[read][:, :, None, None]
+    kernel = (weight.double() * absent).sum(1, keepdim=True)
     if new.bias is not None:
         new.bias.copy_(bias(old)[emitted] + (kernel.sum((1, 2, 3)) if folded else 0))
     if bordered:
@@ -52,6 +59,7 @@ def convolution(
             new.weight[:, carrier] += (kernel[:, 0] / value).to(old.weight.dtype)
             kernel = torch.zeros_like(kernel)
         new.register_buffer("border", kernel.to(old.weight.dtype))
+        new.same = isinstance(old, SameConv2d)  # type: ignore[assignment]
         return new, ["border"]
     return new, ["bias"] if folded and old.bias is None else []
 
@@ -77,13 +85,28 @@ def norm(old: nn.BatchNorm1d | nn.BatchNorm2d, inputs: Channels) -> nn.BatchNorm
     return new
 
 
-def linear(old: nn.Linear, inputs: Channels) -> tuple[nn.Linear, list[str]]:
-    """All outputs over the live inputs, constants folded into the bias. Returns as convolution."""
-    if inputs.whole:
+def linear(
+    old: nn.Linear, inputs: Channels, kept: Tensor, emitted: Tensor
+) -> tuple[nn.Linear, list[str]]:
+    """The outputs `emitted` over the live inputs, zero if not `kept`, constants folded into the
+    bias. Returns as convolution."""
+    if inputs.whole and len(kept) == old.out_features:
         return copy.deepcopy(old), []
     options: dict[str, Any] = {"device": old.weight.device, "dtype": old.weight.dtype}
-    new = skip_init(nn.Linear, len(inputs.live), old.out_features, **options)
+    folded = not inputs.whole
+    options["bias"] = folded or old.bias is not None
+    new = skip_init(nn.Linear, len(inputs.live), len(emitted), **options)
     assert isinstance(new, nn.Linear)
-    new.weight.copy_(old.weight[:, inputs.live])
-    new.bias.copy_(bias(old) + old.weight.double() @ inputs.absent)
-    return new, ["bias"] if old.bias is None else []
+    weight = old.weight[emitted] * torch.isin(emitted, kept)[:, None]
+    new.weight.copy_(weight[:, inputs.live])
+    if new.bias is not None:
+        new.bias.copy_(bias(old)[emitted] + weight.double() @ inputs.absent)
+    return new, ["bias"] if old.bias is None and folded else []
+
+
+def slope(old: nn.PReLU, inputs: Channels) -> nn.PReLU:
+    """A PReLU of the live inputs."""
+    new = copy.deepcopy(old)
+    new.num_parameters = len(inputs.live)
+    new.weight = nn.Parameter(old.weight[inputs.live].clone())
+    return new

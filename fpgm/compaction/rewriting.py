@@ -7,6 +7,7 @@ get narrower, Picks and Expands stand where the analysis says, and nothing is ov
 from __future__ import annotations
 
 import copy
+import operator
 from operator import attrgetter
 from typing import Any
 
@@ -34,6 +35,7 @@ class _Rewriter:
         self._analysis = analysis
         self._graph = analysis.graph
         self._old: dict[str, nn.Module] = dict(analysis.graph.module.named_modules())
+        self._device = next(analysis.graph.module.parameters()).device
         self._foldings: list[Folding] = []
         self._new = fx.Graph()
         self._parts: dict[str, Any] = {}  # modules and tensors of the new network
@@ -42,9 +44,12 @@ class _Rewriter:
     @torch.no_grad()
     def run(self) -> tuple[fx.GraphModule, list[Folding]]:
         for node, kind in self._graph.kinds.items():
-            if kind == ops.PAD and self._analysis.flow.written[node] is not None:
+            known = self._analysis.flow.written[node] is not None
+            if kind == ops.PAD and known:
                 # Channels appended as constants: nobody has to hold them, the node goes.
                 self._node[node] = self._node[node.all_input_nodes[0]]
+            elif kind == ops.CHOOSE:
+                self._node[node] = self._chosen(node)
             else:
                 self._copy(node, self._narrowed(node, kind))
             for overwritten in self._graph.overwritten.get(node, ()):
@@ -60,25 +65,50 @@ class _Rewriter:
     def _narrowed(self, node: fx.Node, kind: str) -> nn.Module | None:
         """The module that a node calls in the compact network, None where it calls none."""
         old = self._graph.called(node)
-        if old is None or kind not in (ops.CONV, ops.DEPTHWISE, ops.NORM, ops.LINEAR):
+        narrowed = (*ops.WRITERS, ops.NORM, ops.SLOPE, ops.LINEAR)
+        if old is None or kind not in narrowed:
             return copy.deepcopy(old)
         name, inputs = str(node.target), self._analysis.inputs(node)
         folded: list[str] = []
         new: nn.Module
         if isinstance(old, nn.Conv2d):
             kept, emitted = self._analysis.kept[name], self._analysis.emitted[name]
-            if kind == ops.CONV:
+            if kind != ops.DEPTHWISE:
                 carrier = self._analysis.carriers.get(name)
                 new, folded = narrowing.convolution(old, inputs, kept, emitted, carrier)
             else:
                 new = narrowing.depthwise(old, kept, emitted)
         elif isinstance(old, nn.Linear):
-            new, folded = narrowing.linear(old, inputs)
+            everything = torch.arange(old.out_features, device=old.weight.device)
+            kept, emitted = (of.get(name, everything) for of in (self._analysis.kept, self._analysis.emitted))
+            new, folded = narrowing.linear(old, inputs, kept, emitted)
+        elif isinstance(old, nn.PReLU):
+            new = narrowing.slope(old, inputs)
         else:
             assert isinstance(old, nn.BatchNorm2d | nn.BatchNorm1d)
             new = narrowing.norm(old, inputs)
         self._foldings += [(name, attribute) for attribute in folded]
         return new
+
+    def _chosen(self, node: fx.Node) -> fx.Node:
+        """The live ones of the channels that a node chooses: in a row, or one by one."""
+        source = node.all_input_nodes[0]
+        inputs, outputs = (
+            flow[one] for flow, one in ((self._analysis.flow.read[node], source),
+                                        (self._analysis.flow.written, node))
+        )  # fmt: skip
+        places = torch.tensor(node.args[1])
+        if inputs is not None and outputs is not None:
+            live = inputs.live.cpu()
+            places = torch.searchsorted(live, places[outputs.live.cpu()])
+            if torch.equal(places, torch.arange(len(live))):
+                return self._node[source]
+        first, last = int(places[0]), int(places[-1]) + 1
+        if torch.equal(places, torch.arange(first, last)):
+            part = (slice(None), slice(first, last))
+            return self._new.call_function(operator.getitem, (self._node[source], part))
+        self._parts[f"{node.name}_pick"] = Pick(places.to(self._device))
+        return self._new.call_module(f"{node.name}_pick", (self._node[source],))
 
     def _copy(self, node: fx.Node, module: nn.Module | None) -> None:
         """Write the node as it is, but with `module` for the old one and nothing overwritten."""

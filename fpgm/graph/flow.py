@@ -31,7 +31,7 @@ class Algebra(ABC, Generic[T]):
 
     @abstractmethod
     def written(self, node: fx.Node, read: T | None) -> T:
-        """By the filters of a convolution. read: what a depthwise one reads, channel by filter."""
+        """By the filters of a layer. read: what a depthwise or grouped convolution reads."""
 
     @abstractmethod
     def joined(self, node: fx.Node, parts: Sequence[T]) -> T:
@@ -40,6 +40,10 @@ class Algebra(ABC, Generic[T]):
     @abstractmethod
     def padded(self, node: fx.Node, source: T, front: int, back: int) -> T:
         """By so many channels of one value before and behind those of `source`."""
+
+    @abstractmethod
+    def chosen(self, node: fx.Node, source: T, channels: Sequence[int]) -> T:
+        """By these channels of `source`, in this order."""
 
     @abstractmethod
     def met(self, node: fx.Node, a: T, b: T) -> T | None:
@@ -81,8 +85,9 @@ def _result(
     if kind in (ops.LINEAR, ops.OPAQUE, ops.OUTPUT):
         return None
     inputs = [read[n] for n in _operands(node, kind)]
-    if kind in (ops.CONV, ops.DEPTHWISE):
-        return algebra.written(node, inputs[0] if kind == ops.DEPTHWISE else None)
+    if kind in ops.WRITERS:
+        by_groups = kind in (ops.DEPTHWISE, ops.GROUPED)
+        return algebra.written(node, inputs[0] if by_groups else None)
     sides = [side for side in inputs if side is not None]
     if len(sides) < len(inputs):
         return algebra.unknown(node, inputs)
@@ -91,6 +96,8 @@ def _result(
     if kind == ops.PAD:
         *_, front, back = ops.argument(node, 1, "pad", ())
         return algebra.padded(node, sides[0], front, back)
+    if kind == ops.CHOOSE:
+        return algebra.chosen(node, sides[0], node.args[1])  # type: ignore[arg-type]
     if kind in (ops.ADD, ops.MUL):
         return algebra.met(node, *sides)
     return algebra.mapped(node, sides[0])
@@ -105,16 +112,25 @@ def _operands(node: fx.Node, kind: str) -> list[fx.Node]:
 
 
 class _Carried(Algebra[frozenset[str]]):
-    """The convolutions whose filters are among a tensor's channels."""
+    """The layers whose filters are among a tensor's channels."""
+
+    def __init__(self, graph: ChannelGraph) -> None:
+        self._graph = graph
 
     def written(self, node: fx.Node, read: frozenset[str] | None) -> frozenset[str]:
-        return (read or frozenset()) | {str(node.target)}
+        through = self._graph.kinds[node] == ops.DEPTHWISE
+        return (read if through and read else frozenset()) | {str(node.target)}
 
     def joined(self, node: fx.Node, parts: Sequence[frozenset[str]]) -> frozenset[str]:
         return self.unknown(node, parts)
 
     def padded(
         self, node: fx.Node, source: frozenset[str], front: int, back: int
+    ) -> frozenset[str]:
+        return source
+
+    def chosen(
+        self, node: fx.Node, source: frozenset[str], channels: Sequence[int]
     ) -> frozenset[str]:
         return source
 
@@ -128,12 +144,13 @@ class _Carried(Algebra[frozenset[str]]):
 def kept_full(graph: ChannelGraph) -> dict[str, str]:
     """Why each convolution that cannot be pruned cannot: convolution -> reason."""
     reasons: dict[str, str] = {}
-    flow = follow(graph, _Carried())
+    algebra = _Carried(graph)
+    flow = follow(graph, algebra)
     for node, kind in graph.kinds.items():
         module = graph.called(node)
-        if isinstance(module, nn.Conv2d) and kind not in (ops.CONV, ops.DEPTHWISE):
+        if isinstance(module, nn.Conv2d) and kind not in ops.CONVOLUTIONS:
             reasons[str(node.target)] = _strange(module, str(node.target) in graph.shared)
-        carried = _Carried().unknown(node, list(flow.read[node].values()))
+        carried = algebra.unknown(node, list(flow.read[node].values()))
         if kind == ops.OUTPUT:
             reasons.update(dict.fromkeys(carried, "its filters are outputs of the network"))
         elif kind == ops.OPAQUE and not ops.reads_no_channels(node, graph.flat):
@@ -147,9 +164,7 @@ def _strange(conv: nn.Conv2d, twice: bool) -> str:
         return "its weight is used twice"
     if ops.hooked(conv):
         return "it has a hook"
-    if type(conv) is not nn.Conv2d or conv.groups == 1:
-        return "not a plain convolution"
-    return "a grouped convolution"
+    return "not a plain convolution"
 
 
 def projections(graph: ChannelGraph) -> Iterator[str]:
@@ -161,7 +176,7 @@ def projections(graph: ChannelGraph) -> Iterator[str]:
         for branch, other in (inputs, inputs[::-1]):
             while graph.kinds[branch] == ops.NORM:
                 branch = branch.all_input_nodes[0]
-            if graph.kinds[branch] != ops.CONV or _depth(other, branch, graph) >= 0:
+            if graph.kinds[branch] not in (ops.CONV, ops.GROUPED) or _depth(other, branch, graph) >= 0:
                 continue  # no convolution, or one that both operands come through
             if _depth(other, branch.all_input_nodes[0], graph) >= 2:
                 yield str(branch.target)

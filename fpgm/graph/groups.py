@@ -11,8 +11,8 @@ A depthwise filter always goes with the filter it reads, and the factors of a pr
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -34,13 +34,21 @@ NOBODY = -1  # a channel that is a constant from the start
 class Group:
     """Channels that are decided in one ranking. members: (convolution, (n,) filters) pairs; the
     i-th filters of all members are one channel and are kept or pruned together; shape: equal for
-    groups whose layers are alike: kernel, stride, widths, and what their channels go into."""
+    groups whose layers are alike: kernel, stride, widths, and what their channels go into; blocks:
+    runs of equal length of which each must keep the same number, as a grouped convolution that
+    writes or reads them has as many channels in every group."""
 
     members: tuple[tuple[str, Tensor], ...]
     shape: tuple[object, ...] = ()
+    blocks: int = 1
 
     def __len__(self) -> int:
         return len(self.members[0][1])
+
+    @property
+    def filters(self) -> Counter[str]:
+        """How many filters of each layer it decides about."""
+        return Counter({n: c * len(self) for n, c in Counter(n for n, _ in self.members).items()})
 
 
 @dataclass(frozen=True)
@@ -65,7 +73,7 @@ def prunable(
     if residual not in RESIDUAL:
         raise ValueError(f"residual={residual}: choose one of {', '.join(RESIDUAL)}")
     kept = kept_full(graph)
-    layers = [name for _, name in graph.convolutions()]
+    layers = [name for _, name in graph.writers()]
     for pattern in ignore:
         fitting = [name for name in layers if fnmatchcase(name, pattern)]
         if not fitting and not any(fnmatchcase(name, pattern) for name in kept):
@@ -82,8 +90,10 @@ def prunable(
         for index, channel in enumerate(channels):
             tied[ties.sets[channel]].append((name, index))
     streams = {ties.sets[channel] for channel in ties.streams}
+    labels = ties.labels()
+    factors = {str(n.target) for n, kind in graph.kinds.items() if kind == ops.UNITS and n in graph.flat}
     # Filters of the same convolutions are one group; one that is kept whole keeps all of them.
-    gathered: dict[tuple[str, ...], list[list[int]]] = defaultdict(list)
+    gathered: dict[tuple[str, ...], list[tuple[int, list[int]]]] = defaultdict(list)
     for root, filters in tied.items():
         names = tuple(name for name, _ in filters)
         held = next((name for name in names if name in kept), None)
@@ -92,31 +102,45 @@ def prunable(
                 kept.setdefault(name, f"tied to {held}, which is kept: {kept[held]}")
         elif residual == "inner" and root in streams:
             kept.update(dict.fromkeys(names, "writes into a residual stream"))
+        elif factors.issuperset(names):
+            kept.update(dict.fromkeys(names, "factors of channels that no filter writes"))
         else:
-            gathered[names].append([index for _, index in filters])
+            gathered[names].append((root, [index for _, index in filters]))
     shapes = _shapes(graph)
-    groups = [
-        Group(
-            tuple(zip(names, torch.tensor(rows).T, strict=True)),
-            (len(rows), *(shapes[name] for name in names)),
-        )
-        for names, rows in gathered.items()
-        if not any(name in kept for name in names)
-    ]
+    groups = []
+    for names, rows in gathered.items():
+        if not any(name in kept for name in names):
+            rows, blocks = _in_blocks(rows, labels)
+            members = tuple(zip(names, torch.tensor([r for _, r in rows]).T, strict=True))
+            shape = (len(rows), *(shapes[name] for name in names))
+            groups.append(Group(members, shape, blocks))
     return Prunable(tuple(groups), kept)
+
+
+Rows = list[tuple[int, list[int]]]  # (channel, its filter in each member)
+
+
+def _in_blocks(rows: Rows, labels: Mapping[int, tuple[int, ...]]) -> tuple[Rows, int]:
+    """The channels of a group in runs of those that the same groups of convolutions have, and how
+    many runs there are: 1 where these would not be of one length."""
+    runs: dict[tuple[int, ...], Rows] = defaultdict(list)
+    for row in rows:
+        runs[labels.get(row[0], ())].append(row)
+    if len({len(run) for run in runs.values()}) > 1:
+        return rows, 1
+    return [row for _, run in sorted(runs.items()) for row in run], len(runs)
 
 
 def _shapes(graph: ChannelGraph) -> dict[str, tuple[object, ...]]:
     """Convolution -> what it has in common with others of its kind."""
     found: dict[str, tuple[object, ...]] = {}
-    for node, name in graph.convolutions():
-        conv = graph.called(node)
-        assert isinstance(conv, nn.Conv2d)
+    for node, name in graph.writers():
+        layer = graph.called(node)
+        assert isinstance(layer, nn.Conv2d | nn.Linear)
+        options = ("kernel_size", "stride", "dilation", "groups")
+        how = tuple(getattr(layer, option, 1) for option in options)
         into = tuple(sorted(_read_by(node, graph)))
-        found[name] = (
-            conv.kernel_size, conv.stride, conv.dilation, conv.groups, conv.in_channels,
-            conv.out_channels, into,
-        )  # fmt: skip
+        found[name] = (*how, layer.weight.shape[1] * how[3], len(layer.weight), into)
     return found
 
 
@@ -125,26 +149,54 @@ def _read_by(node: fx.Node, graph: ChannelGraph) -> set[str]:
     kinds: set[str] = set()
     for user in node.users:
         kind = graph.kinds[user]
-        through = kind in (ops.NORM, ops.ELEMENTWISE, ops.POOL, ops.SLICE, ops.FLATTEN)
+        through = kind in (ops.NORM, ops.ELEMENTWISE, ops.POOL, ops.SLICE, ops.FLATTEN,
+                           ops.SPATIAL, ops.RESHAPE)  # fmt: skip
         kinds |= _read_by(user, graph) if through else {kind}
     return kinds
 
 
 class _Ties(Algebra[list[int]]):
     """Channels by number. sets: which of them are one channel; filters: convolution -> the channel
-    that each filter writes; streams: channels that meet in an add."""
+    that each filter writes; streams: channels that meet in an add; runs: of the channels that a
+    grouped convolution reads or writes, a list for each of its groups."""
 
     def __init__(self, graph: ChannelGraph, residual: str) -> None:
         self.sets = DisjointSet()
         self.filters: dict[str, list[int]] = {}
         self.streams: list[int] = []
+        self.runs: list[list[list[int]]] = []
         self._graph = graph
         self._shared = residual == "shared"
 
     def written(self, node: fx.Node, read: list[int] | None) -> list[int]:
         name = str(node.target)
-        self.filters[name] = self._fresh(self._graph.filters(name))
-        return self.filters[name] if read is None else self._tied(self.filters[name], read)
+        own = self.filters[name] = self._fresh(self._graph.filters(name))
+        if read is None:
+            return own
+        if self._graph.kinds[node] == ops.DEPTHWISE:
+            return self._tied(own, read)
+        conv = self._graph.called(node)
+        assert isinstance(conv, nn.Conv2d)
+        reads, writes = (_split(channels, conv.groups) for channels in (read, own))
+        if 1 in (len(reads[0]), len(writes[0])):  # a group goes as a whole, or nothing of it
+            for run, written in zip(reads, writes, strict=True):
+                one = [*written, *(channel for channel in run if channel != NOBODY)]
+                self._tied(one[1:], one[:-1])
+        else:
+            self.runs += [reads, writes]
+        return own
+
+    def labels(self) -> dict[int, tuple[int, ...]]:
+        """Channel -> which group of each grouped convolution has it."""
+        found: dict[int, tuple[int, ...]] = defaultdict(tuple)
+        for number, runs in enumerate(self.runs):
+            for place, run in enumerate(runs):
+                for channel in {self.sets[c] for c in run if c != NOBODY}:
+                    found[channel] += (number, place)
+        return found
+
+    def chosen(self, node: fx.Node, source: list[int], channels: Sequence[int]) -> list[int]:
+        return [source[channel] for channel in channels]
 
     def joined(self, node: fx.Node, parts: Sequence[list[int]]) -> list[int]:
         return [channel for part in parts for channel in part]
@@ -174,3 +226,9 @@ class _Ties(Algebra[list[int]]):
             if NOBODY not in (one, other):
                 self.sets.merge(one, other)
         return [other if one == NOBODY else one for one, other in zip(a, b, strict=True)]
+
+
+def _split(channels: list[int], groups: int) -> list[list[int]]:
+    """The channels of each group of a grouped convolution."""
+    size = len(channels) // groups
+    return [channels[start : start + size] for start in range(0, len(channels), size)]

@@ -16,7 +16,11 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torchvision.ops.stochastic_depth import stochastic_depth
 
-CONV, DEPTHWISE, NORM, POOL, ELEMENTWISE = "conv", "depthwise", "norm", "pool", "elementwise"
+from fpgm.networks.layers import SameConv2d
+
+CONV, DEPTHWISE, GROUPED, UNITS = "conv", "depthwise", "grouped", "units"
+NORM, POOL, ELEMENTWISE, SPATIAL = "norm", "pool", "elementwise", "spatial"
+CHOOSE, RESHAPE, SLOPE = "choose", "reshape", "slope"
 ADD, MUL, CAT = "add", "mul", "cat"
 FLATTEN, LINEAR, SLICE, PAD, OPAQUE, OUTPUT = (
     "flatten",
@@ -30,23 +34,31 @@ FLATTEN, LINEAR, SLICE, PAD, OPAQUE, OUTPUT = (
 # One output value for one input value, no parameters of a channel: a constant stays a constant.
 _ELEMENTWISE_MODULES = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish,
-    nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.Sigmoid, nn.Tanh, nn.Softplus,
+    nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Softsign,
+    nn.LogSigmoid, nn.Hardshrink, nn.Softshrink, nn.Tanhshrink, nn.Threshold,
     nn.Identity, nn.Dropout, nn.Dropout2d,
 )  # fmt: skip
 _ELEMENTWISE_FUNCTIONS = {
     torch.relu, F.relu, F.relu6, F.leaky_relu, F.elu, F.selu, F.gelu, F.silu, F.mish, F.hardswish,
     F.hardsigmoid, F.hardtanh, F.sigmoid, torch.sigmoid, torch.tanh, F.softplus,
     F.dropout, F.dropout2d, F.relu_, F.leaky_relu_, F.elu_, torch.relu_, stochastic_depth,
+    F.hardtanh, F.logsigmoid, F.softsign, F.threshold, F.tanh, torch.clamp, torch.exp, torch.neg,
+    torch.sqrt, torch.abs, torch.clip,
 }  # fmt: skip
 _ELEMENTWISE_METHODS = {"relu", "relu_", "sigmoid", "sigmoid_", "tanh", "tanh_", "contiguous"}
+_ELEMENTWISE_METHODS |= {"clamp", "clamp_", "exp", "neg", "sqrt", "abs"}
 _ADDS = {operator.add, operator.iadd, torch.add}
-_SCALINGS = {  # elementwise where the other side is a number
-    operator.sub, operator.isub, operator.mul, operator.imul, operator.truediv, operator.itruediv,
+_PRODUCTS = {operator.mul, operator.imul, torch.mul, "mul", "mul_"}
+_SCALINGS = _PRODUCTS | {  # elementwise where the other side is a number
+    operator.sub, operator.isub, operator.truediv, operator.itruediv, torch.sub, torch.div,
+    "sub", "sub_", "div", "div_",
 }  # fmt: skip
 _POOL_MODULES = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 _POOL_FUNCTIONS = {
     F.max_pool2d, torch.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d,
 }  # fmt: skip
+# Each channel by itself, and the same for all: what is linear in a channel keeps zeros, no more.
+_RESIZINGS = {F.interpolate, F.upsample}
 # What overwrites its argument, and what computes the same elsewhere.
 TWINS: dict[Any, Any] = {
     operator.iadd: operator.add,
@@ -55,6 +67,18 @@ TWINS: dict[Any, Any] = {
     operator.itruediv: operator.truediv,
 }
 _SPATIAL_DIMS = ((2, 3), (-2, -1), (3, 2), (-1, -2))
+CONVOLUTIONS = (CONV, DEPTHWISE, GROUPED)
+WRITERS = (*CONVOLUTIONS, UNITS)  # the layers that have filters
+
+
+def choose(x: torch.Tensor, channels: tuple[int, ...]) -> torch.Tensor:
+    """These channels of (B, C, ...), in this order: a part, or all of them shuffled."""
+    return x[:, list(channels)]
+
+
+def reshape(x: torch.Tensor, tail: tuple[int, ...]) -> torch.Tensor:
+    """(B, C, ...) with other dimensions behind the channels, and the same values."""
+    return x.reshape(*x.shape[:2], *tail)
 
 
 def named_arguments(node: fx.Node) -> dict[str, Any]:
@@ -112,20 +136,23 @@ def _module_kind(module: nn.Module) -> str:
     kind = OPAQUE
     if hooked(module):
         return kind
-    if type(module) is nn.Conv2d and module.groups == 1:
-        kind = CONV
-    elif type(module) is nn.Conv2d and module.groups == module.in_channels == module.out_channels:
-        kind = DEPTHWISE
+    if type(module) in (nn.Conv2d, SameConv2d):
+        depthwise = module.groups == module.in_channels == module.out_channels
+        kind = CONV if module.groups == 1 else DEPTHWISE if depthwise else GROUPED
     elif type(module) in (nn.BatchNorm2d, nn.BatchNorm1d) and module.running_mean is not None:
         kind = NORM
     elif type(module) is nn.Linear:
         kind = LINEAR
-    elif type(module) in _ELEMENTWISE_MODULES or (
-        type(module) is nn.PReLU and module.num_parameters == 1
-    ):
+    elif type(module) is nn.PReLU:
+        kind = ELEMENTWISE if module.num_parameters == 1 else SLOPE
+    elif type(module) in _ELEMENTWISE_MODULES:
         kind = ELEMENTWISE
     elif type(module) in _POOL_MODULES:
-        kind = POOL if _pools_constants(vars(module)) else OPAQUE
+        kind = _pool_kind(vars(module))
+    elif type(module) in (nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d):
+        kind = POOL
+    elif type(module) is nn.ZeroPad2d:
+        kind = SPATIAL
     elif type(module) is nn.Flatten and (module.start_dim, module.end_dim) == (1, -1):
         kind = FLATTEN
     return kind
@@ -139,11 +166,15 @@ def _function_kind(node: fx.Node) -> str:
     elif target in _ADDS:
         kind = _add_kind(node)
     elif target in _SCALINGS:
-        products = (operator.mul, operator.imul)
-        both = MUL if target in products and isinstance(args[0], fx.Node) else OPAQUE
-        kind = both if isinstance(args[1], fx.Node) else ELEMENTWISE
+        kind = _scaling_kind(node)
     elif target in _POOL_FUNCTIONS:
-        kind = POOL if _pools_constants(_pooling_options(node)) else OPAQUE
+        kind = _pool_kind(_pooling_options(node))
+    elif target in _RESIZINGS:
+        kind = POOL
+    elif target is choose:
+        kind = CHOOSE
+    elif target is reshape:
+        kind = RESHAPE
     elif target in (torch.cat, torch.concat):
         kind = CAT if argument(node, 1, "dim", 0) == 1 else OPAQUE
     elif target is torch.flatten:
@@ -151,8 +182,8 @@ def _function_kind(node: fx.Node) -> str:
         kind = FLATTEN if (start, end) == (1, -1) else OPAQUE
     elif target is operator.getitem and _slices_space(args[1]):
         kind = SLICE
-    elif target is F.pad and _pads_channels(node):
-        kind = PAD
+    elif target is F.pad:
+        kind = PAD if _pads_channels(node) else SPATIAL if _pads_space(node) else OPAQUE
     elif target is torch.mean and argument(node, 1, "dim", None) in _SPATIAL_DIMS:
         kind = POOL
     return kind
@@ -165,12 +196,14 @@ def _method_kind(node: fx.Node) -> str:
         kind = ELEMENTWISE
     elif node.target in ("add", "add_"):
         kind = _add_kind(node)
+    elif node.target in _SCALINGS:
+        kind = _scaling_kind(node)
     elif node.target == "flatten":
         start, end = argument(node, 1, "start_dim", 0), argument(node, 2, "end_dim", -1)
         kind = FLATTEN if (start, end) == (1, -1) else OPAQUE
     elif node.target in ("view", "reshape") and len(args) == 3 and args[2] == -1:
         kind = FLATTEN if _is_batch_size(args[1]) else OPAQUE
-    elif node.target == "mean":
+    elif node.target in ("mean", "amax", "amin"):
         dims = argument(node, 1, "dim", None)
         kind = POOL if isinstance(dims, tuple | list) and tuple(dims) in _SPATIAL_DIMS else OPAQUE
     return kind
@@ -188,6 +221,13 @@ def _add_kind(node: fx.Node) -> str:
     return ADD if isinstance(node.args[1], fx.Node) else ELEMENTWISE
 
 
+def _scaling_kind(node: fx.Node) -> str:
+    if len(node.args) != 2 or node.kwargs:
+        return OPAQUE
+    both = MUL if node.target in _PRODUCTS else OPAQUE
+    return both if isinstance(node.args[1], fx.Node) else ELEMENTWISE
+
+
 def _pooling_options(node: fx.Node) -> dict[str, Any]:
     given = {**named_arguments(node), **node.kwargs}
     if node.target is F.avg_pool2d:  # a builtin: no signature to read
@@ -197,12 +237,14 @@ def _pooling_options(node: fx.Node) -> dict[str, Any]:
     return given
 
 
-def _pools_constants(options: dict[str, Any]) -> bool:
-    """Whether a channel that is constant before the pooling is the same constant after it."""
+def _pool_kind(options: dict[str, Any]) -> str:
+    """POOL where a channel that is constant before is the same constant afterwards, SPATIAL where
+    zeros around the image are averaged with it."""
+    if options.get("return_indices", False):
+        return OPAQUE
     padded = options.get("padding", 0) not in (0, (0, 0))
     averages_zeros = padded and options.get("count_include_pad", False)
-    values_only = not options.get("return_indices", False)
-    return bool(values_only and not averages_zeros and options.get("divisor_override") is None)
+    return SPATIAL if averages_zeros or options.get("divisor_override") is not None else POOL
 
 
 def _slices_space(index: Any) -> bool:
@@ -223,6 +265,14 @@ def _pads_channels(node: fx.Node) -> bool:
     constant = argument(node, 2, "mode", "constant") == "constant"
     typed = len(pad) == 6 and all(isinstance(p, int) for p in pad)
     return bool(typed and not any(pad[:4]) and min(pad[4:]) >= 0 and constant)
+
+
+def _pads_space(node: fx.Node) -> bool:
+    """F.pad(x, (left, right, top, bottom)): zeros, or the image's own pixels, around the image."""
+    pad = argument(node, 1, "pad", ())
+    # Another value than zero, or a frame of -inf, would be a constant that is not linear.
+    value = argument(node, 3, "value", None)
+    return isinstance(pad, tuple) and len(pad) in (2, 4) and value in (None, 0, 0.0)
 
 
 def _is_batch_size(size: Any) -> bool:
@@ -249,8 +299,15 @@ def reads_no_channels(node: fx.Node, flat: set[fx.Node]) -> bool:
     if node.target == "size" and len(node.args) == 2:
         return node.args[1] in others
     indices = [user.args[1] for user in node.users if user.target is operator.getitem]
-    known = len(indices) == len(node.users) and all(i in others for i in indices)
+    known = len(indices) == len(node.users) and all(
+        i in others or (isinstance(i, slice) and others != (0,) and _of_pixels(i)) for i in indices
+    )
     return _is_shape(node) and known
+
+
+def _of_pixels(part: slice) -> bool:
+    """Whether a part of (B, C, H, W) has nothing of the first two."""
+    return part.start in (2, 3, -2, -1) and part.stop is None
 
 
 def inplace(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
@@ -270,7 +327,7 @@ def inplace(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
 def out_of_place(node: fx.Node) -> tuple[Any, tuple[Any, ...], dict[str, Any]] | None:
     """Target and arguments of the same operation that overwrites nothing, None if not known."""
     if node.op == "call_method":
-        if str(node.target) not in {*_ELEMENTWISE_METHODS, "add_"}:
+        if str(node.target) not in {*_ELEMENTWISE_METHODS, *_SCALINGS, "add_"}:
             return None
         return str(node.target).rstrip("_"), node.args, dict(node.kwargs)
     if node.target in TWINS:

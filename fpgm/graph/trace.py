@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import operator
-import traceback
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import fx, nn
 from torchvision.ops.stochastic_depth import stochastic_depth
 
 from fpgm.errors import GraphError
+from fpgm.graph.canonical import canonical
 from fpgm.graph.operations import (
     ADD,
-    CONV,
-    DEPTHWISE,
+    CHOOSE,
+    CONVOLUTIONS,
     ELEMENTWISE,
     FLATTEN,
     LINEAR,
@@ -28,12 +25,15 @@ from fpgm.graph.operations import (
     OPAQUE,
     OUTPUT,
     POOL,
-    TWINS,
+    RESHAPE,
+    SLOPE,
+    UNITS,
+    WRITERS,
     argument,
     inplace,
     kind_of,
 )
-from fpgm.networks.layers import BorderConv2d, Expand, Pick
+from fpgm.graph.tracer import Image, Shape, SizeError, traced, where
 from fpgm.networks.modes import evaluating
 
 # What gives back its argument itself, in eval mode ...
@@ -43,7 +43,7 @@ _SAME_FUNCTIONS = {F.dropout, F.dropout2d, stochastic_depth, "contiguous", "to",
 _VIEWS = {
     "view", "reshape", "flatten", "permute", "transpose", "squeeze", "unsqueeze", "chunk", "split",
     "narrow", "select", "expand", "unbind", "getitem", "movedim", "swapaxes", "unflatten", "detach",
-    "view_as", "t",
+    "view_as", "t", "choose",
 }  # fmt: skip
 
 
@@ -54,7 +54,7 @@ class ChannelGraph:
     kinds: what each node does to channels (see fpgm.graph.operations), in the order of execution;
     flat: nodes known to be (batch, features); overwritten: operation in place -> the earlier nodes
     that hold its result from there on; shared: modules called twice, or with a parameter that
-    another module has too.
+    another module has too; computed: layers whose weight is computed from a parameter.
     """
 
     module: fx.GraphModule
@@ -62,11 +62,16 @@ class ChannelGraph:
     flat: set[fx.Node]
     overwritten: dict[fx.Node, list[fx.Node]]
     shared: set[str]
+    computed: set[str] = field(default_factory=set)
+
+    def writers(self) -> Iterator[tuple[fx.Node, str]]:
+        """Node and qualified name of every layer that has filters: the convolutions, and linear
+        layers whose units are filters."""
+        return ((n, str(n.target)) for n, kind in self.kinds.items() if kind in WRITERS)
 
     def convolutions(self) -> Iterator[tuple[fx.Node, str]]:
         """Every convolution's node and qualified name, in the order of execution."""
-        kinds = (CONV, DEPTHWISE)
-        return ((n, str(n.target)) for n, kind in self.kinds.items() if kind in kinds)
+        return ((n, str(n.target)) for n, kind in self.kinds.items() if kind in CONVOLUTIONS)
 
     def filters(self, name: str) -> int:
         """How many filters a convolution has."""
@@ -77,84 +82,89 @@ class ChannelGraph:
         return self.module.get_submodule(str(node.target)) if node.op == "call_module" else None
 
 
-def trace(model: nn.Module) -> ChannelGraph:
+def trace(model: nn.Module, image: Image | None = None) -> ChannelGraph:
     """Trace `model` in eval mode and classify its operations. The model is left as it is.
 
-    Raises GraphError where Python control flow depends on the data.
+    image: (C, H, W) that it is given, where the way through its code depends on that; the graph is
+    that of every size all the same, wherever the code's is.
+    Raises GraphError where Python control flow depends on the data, or on the image and there is
+    none, and where the network refuses the image.
     """
     with evaluating(model):
         try:
-            graph = InplaceTracer().trace(model)
+            graph, samples = traced(model, image)
             for node in graph.nodes:
                 node.type = None  # annotations; torch 2.6 cannot pickle those that are strings
-            traced = fx.GraphModule(model, graph)
+            network = fx.GraphModule(model, graph)
+            computed = canonical(network, samples)
+        except SizeError as error:
+            name = type(model).__name__
+            raise GraphError(f"{name}{where(error)}: {error}; give image=(C, H, W)") from error
         except (fx.proxy.TraceError, TypeError, RuntimeError) as error:
             name = type(model).__name__
-            raise GraphError(
-                f"{name} cannot be traced by torch.fx{_where(error)}: {error}"
-            ) from error
-    modules = dict(traced.named_modules())
-    calls = Counter(str(n.target) for n in traced.graph.nodes if n.op == "call_module")
+            raise GraphError(f"{name} cannot be traced by torch.fx{where(error)}: {error}") from error
+    return _classified(network, samples, computed)
+
+
+def _classified(
+    network: fx.GraphModule, samples: dict[fx.Node, Any], computed: set[str]
+) -> ChannelGraph:
+    modules = dict(network.named_modules())
+    calls = Counter(str(n.target) for n in network.graph.nodes if n.op == "call_module")
     shared = {name for name, count in calls.items() if count > 1} | _shared_parameters(modules)
     kinds: dict[fx.Node, str] = {}
     flat: set[fx.Node] = set()
-    for node in traced.graph.nodes:
+    for node in network.graph.nodes:
         kind = kind_of(node, modules)
         # No filter can be taken from one call alone of a layer that is called twice.
-        repeated = kind in (CONV, DEPTHWISE, NORM, LINEAR) and node.target in shared
+        repeated = kind in (*CONVOLUTIONS, NORM, SLOPE, LINEAR) and node.target in shared
         kinds[node] = OPAQUE if repeated or not _fits(node, kind, flat, modules) else kind
-        if _flattens(node, kinds[node], flat):
+        if _flattens(node, kinds[node], flat, samples):
             flat.add(node)
-    return ChannelGraph(traced, kinds, flat, _overwritten(kinds, modules), shared)
+    for node in [n for n, kind in kinds.items() if kind == LINEAR]:
+        if _hidden(node, kinds, samples):
+            kinds[node] = UNITS
+    overwritten = _overwritten(kinds, modules)
+    return ChannelGraph(network, kinds, flat, overwritten, shared, computed)
 
 
-class InplaceProxy(fx.Proxy):
-    """Records `x += y` as what it is: torch.fx's own proxy takes some of these for `x = x + y`."""
+def _hidden(node: fx.Node, kinds: Mapping[fx.Node, str], samples: Mapping[fx.Node, Any]) -> bool:
+    """Whether a linear layer's outputs are filters: hidden units at every place of an image, that
+    only another linear layer reads (an MLP of 1x1 convolutions, as in ConvNeXt), or the factors of
+    channels (squeeze and excitation)."""
+    sample, readers = samples.get(node), list(_readers(node, kinds))
+    if not isinstance(sample, Shape) or not readers:
+        return False
+    if len(sample.sizes) == 2:
+        return all(kinds[reader] == MUL for reader in readers)
+    return all(kinds[reader] in (LINEAR, UNITS) for reader in readers)
 
 
-def _recorded(target: Any) -> Any:
-    def method(self: fx.Proxy, other: Any) -> fx.Proxy:
-        return self.tracer.create_proxy("call_function", target, (self, other), {})
-
-    return method
-
-
-for _target in (*TWINS, operator.ipow, operator.ifloordiv, operator.imod):
-    setattr(InplaceProxy, f"__{_target.__name__}__", _recorded(_target))
-
-
-class InplaceTracer(fx.Tracer):
-    """torch.fx's tracer, with proxies that see what is overwritten."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """torch's own layers, and those of a network that is compact already."""
-        ours = isinstance(m, BorderConv2d | Expand | Pick)
-        return ours or super().is_leaf_module(m, module_qualified_name)
-
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        return InplaceProxy(node, self)
-
-
-def _where(error: Exception) -> str:
-    """The line of the network's own code that an error came up in."""
-    tracing = (str(Path(torch.__file__).parent), __file__)
-    frames = traceback.extract_tb(error.__traceback__)
-    lines = [frame for frame in frames if not frame.filename.startswith(tracing)]
-    return f" at {lines[-1].filename}:{lines[-1].lineno} ({lines[-1].line})" if lines else ""
+def _readers(node: fx.Node, kinds: Mapping[fx.Node, str]) -> Iterator[fx.Node]:
+    """What reads a node's values, behind what takes each by itself."""
+    for user in node.users:
+        through = kinds[user] in (ELEMENTWISE, RESHAPE)
+        yield from _readers(user, kinds) if through else (user,)
 
 
 def _fits(node: fx.Node, kind: str, flat: set[fx.Node], modules: dict[str, nn.Module]) -> bool:
     """Whether the inputs have the dimensions that the rules for this kind of operation expect."""
     inputs = [n in flat for n in node.all_input_nodes]
-    if kind == LINEAR or type(modules.get(str(node.target))) is nn.BatchNorm1d:
+    if type(modules.get(str(node.target))) is nn.BatchNorm1d:
         return inputs[0]
+    if kind == LINEAR:
+        return True
     if kind in (ADD, MUL):
         return len(set(inputs)) == 1
-    return kind in (ELEMENTWISE, FLATTEN, OPAQUE, OUTPUT) or not any(inputs)
+    return kind in (ELEMENTWISE, FLATTEN, CHOOSE, RESHAPE, OPAQUE, OUTPUT) or not any(inputs)
 
 
-def _flattens(node: fx.Node, kind: str, flat: set[fx.Node]) -> bool:
+def _flattens(
+    node: fx.Node, kind: str, flat: set[fx.Node], samples: Mapping[fx.Node, Any]
+) -> bool:
     """Whether the result is (batch, features)."""
+    if isinstance(samples.get(node), Shape):
+        return len(samples[node].sizes) == 2
     if kind == POOL and node.op != "call_module" and "mean" in str(node.target):
         return not argument(node, 2, "keepdim", False)
     return kind == FLATTEN or (kind not in (OPAQUE, OUTPUT) and node.all_input_nodes[0] in flat)

@@ -32,16 +32,16 @@ def worths(graph: ChannelGraph, groups: Sequence[Group], dense: Cost) -> list[Wo
     macs = {layer.name: layer.macs for layer in dense.layers}
     per_filter: dict[str, float] = {}
     pixels: dict[str, float] = {}
-    for node, name in graph.convolutions():
-        conv = graph.called(node)
-        assert isinstance(conv, nn.Conv2d)
-        per_filter[name] = macs[name] / conv.out_channels
-        pixels[name] = per_filter[name] / conv.weight[0].numel()
+    for node, name in graph.writers():
+        layer = graph.called(node)
+        assert isinstance(layer, nn.Conv2d | nn.Linear)
+        per_filter[name] = macs[name] / len(layer.weight)
+        pixels[name] = per_filter[name] / layer.weight[0].numel()
     # What one channel of its input costs each layer, by the filters that write the channel.
     reads: defaultdict[Filters, list[tuple[str, float]]] = defaultdict(list)
     flow = follow(graph, Writers(graph))
     for node, kind in graph.kinds.items():
-        if kind not in (ops.CONV, ops.LINEAR):
+        if kind not in (ops.CONV, ops.GROUPED, ops.UNITS, ops.LINEAR):
             continue
         written = flow.read[node][node.all_input_nodes[0]] or []
         for writers in written:
@@ -69,7 +69,9 @@ class Writers(Algebra[list[Filters]]):
     def written(self, node: fx.Node, read: list[Filters] | None) -> list[Filters]:
         name = str(node.target)
         own = [frozenset({(name, index)}) for index in range(self._graph.filters(name))]
-        return own if read is None else [a | b for a, b in zip(own, read, strict=True)]
+        if read is None or self._graph.kinds[node] == ops.GROUPED:
+            return own
+        return [a | b for a, b in zip(own, read, strict=True)]
 
     def joined(self, node: fx.Node, parts: Sequence[list[Filters]]) -> list[Filters]:
         return [writers for part in parts for writers in part]
@@ -77,6 +79,11 @@ class Writers(Algebra[list[Filters]]):
     def padded(self, node: fx.Node, source: list[Filters], front: int, back: int) -> list[Filters]:
         nobody: Filters = frozenset()
         return [nobody] * front + source + [nobody] * back
+
+    def chosen(
+        self, node: fx.Node, source: list[Filters], channels: Sequence[int]
+    ) -> list[Filters]:
+        return [source[channel] for channel in channels]
 
     def met(self, node: fx.Node, a: list[Filters], b: list[Filters]) -> list[Filters] | None:
         return [one | other for one, other in zip(a, b, strict=True)] if len(a) == len(b) else None

@@ -7,22 +7,44 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+class SameConv2d(nn.Conv2d):
+    """A convolution padded with zeros as TensorFlow does: ceil(size / stride) pixels come out,
+    whatever the kernel; where the zeros cannot be shared the lower and the right side get more."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(_padded(x, self))
+
+
 class BorderConv2d(nn.Conv2d):
     """A zero-padded convolution some of whose input channels are constants.
 
     What the constants contribute differs only where the kernel reaches into the padding, and does
     not depend on the image: `border` (N, 1, kH, kW), their weights times their values, is applied
-    once for each batch to an image of ones. None: all of them are zero.
+    once for each batch to an image of ones. None: all of them are zero. same: padded as a
+    SameConv2d.
     """
 
     border: Tensor | None
+    same = False
 
     def forward(self, x: Tensor) -> Tensor:
-        out = super().forward(x)
+        out = super().forward(_padded(x, self) if self.same else x)
         if self.border is None:
             return out
         ones = x.new_ones(1, 1, x.shape[2], x.shape[3])
+        ones = _padded(ones, self) if self.same else ones
         return out + F.conv2d(ones, self.border, None, self.stride, self.padding, self.dilation)
+
+
+def _padded(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    """Zeros around (B, C, H, W) until the convolution gives ceil(size / stride) pixels."""
+    pad: list[int] = []
+    for place in (1, 0):  # F.pad begins with the last dimension
+        size, stride = x.shape[2 + place], conv.stride[place]
+        reach = (conv.kernel_size[place] - 1) * conv.dilation[place] + 1
+        more = max((-(-size // stride) - 1) * stride + reach - size, 0)
+        pad += [more // 2, more - more // 2]
+    return F.pad(x, pad)
 
 
 class Expand(nn.Module):

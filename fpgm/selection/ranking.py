@@ -66,6 +66,14 @@ def ascending(scores: Tensor) -> Tensor:
     return torch.argsort(levelled(scores), stable=True)
 
 
+def best(scores: Tensor, kept: int, blocks: int = 1) -> Tensor:
+    """The indices of the `kept` highest of (n,), the same number from each of `blocks` runs."""
+    size, each = len(scores) // blocks, kept // blocks
+    runs = scores.view(blocks, size)
+    chosen = [ascending(run)[size - each :] + start * size for start, run in enumerate(runs)]
+    return torch.cat(chosen)
+
+
 def pruned_count(filters: int, rate: float) -> int:
     """How many of so many filters go: floor(filters * rate), safe against rounding from below."""
     return int(filters * rate + 1e-9)
@@ -103,7 +111,7 @@ def kept_in_one_ranking(
     for index, own in enumerate(scores):
         lowest = levelled(own).sort().values.tolist()
         gone, score = 0, -math.inf
-        for kept in _smaller(len(own), align, floor):
+        for kept in _smaller(len(own), math.lcm(align, groups[index].blocks), floor):
             step = lowest[gone : len(own) - kept]
             # Never below the step before, which rounding of a mean of equals could do.
             score = max(sum(step) / len(step), score)
@@ -139,8 +147,9 @@ def at_floor(
     least: dict[str, int] = {}
     full: dict[str, int] = {}
     for group in groups:
-        fewest = min(_smaller(len(group), align, floor), default=len(group))
-        for name, _ in group.members:
-            least[name] = least.get(name, 0) + fewest
-            full[name] = full.get(name, 0) + len(group)
+        step = math.lcm(align, group.blocks)
+        fewest = min(_smaller(len(group), step, floor), default=len(group))
+        for name, filters in group.filters.items():
+            least[name] = least.get(name, 0) + filters // len(group) * fewest
+            full[name] = full.get(name, 0) + filters
     return [name for name in least if kept[name] <= least[name] < full[name]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +20,7 @@ from fpgm.graph.groups import RESIDUAL, Group, prunable
 from fpgm.graph.trace import trace
 from fpgm.graph.worth import Worth, worths
 from fpgm.selection.ranking import (
-    ascending,
+    best,
     group_scores,
     kept_above,
     kept_in_one_ranking,
@@ -54,7 +55,8 @@ def select(
     evidence: what fpgm.evidence.gather returns, for criteria that look at images; rates, widths:
     by layer, in place of `rate` (patterns on names; widths as a list: one for each layer that may
     be pruned, in order of execution); ignore: patterns of layers that stay whole; image: (C, H, W),
-    to count what a channel costs; the others: see Rule.
+    to count what a channel costs, and where the way through the network's code depends on it; the
+    others: see Rule.
     Returns convolution -> kept filters, sorted.
     Raises Error for what does not exist, a rate outside [0, 1) or that would leave a layer empty,
     a pattern that fits no layer, scores that are no numbers, and a network that lacks what the
@@ -68,7 +70,7 @@ def select(
     )  # fmt: skip
     if cost != "none" and image is None:
         raise Error(f"cost={cost}: depends on the images' size, give image=(C, H, W)")
-    graph = trace(model)
+    graph = trace(model, image)
     tied = prunable(graph, residual, ignore)
     rule = rule.for_network({name: graph.filters(name) for name in tied.layers}, tied.kept_full)
     worth = worths(graph, tied.groups, cost_of(model, image)) if image is not None else None
@@ -126,14 +128,18 @@ def highest(
         costs = [getattr(channel, rule.cost) for channel in worth]
         by_group = [s / c if c else s for s, c in zip(by_group, costs, strict=True)]
     if rule.threshold is not None:
-        counts = [kept_above(s, rule.threshold, rule.align, rule.share) for s in by_group]
+        steps = [math.lcm(rule.align, group.blocks) for group in groups]
+        counts = [
+            kept_above(s, rule.threshold, step, rule.share)
+            for s, step in zip(by_group, steps, strict=True)
+        ]
     elif rule.one_ranking:
         counts = _counts_by_ranking(groups, by_group, rule, rule.share * rate)
     else:
         counts = kept_counts(groups, rule, rate)
     keep: dict[str, list[Tensor]] = {}
     for group, values, kept in zip(groups, by_group, counts, strict=True):
-        chosen = ascending(values)[len(group) - kept :].cpu()
+        chosen = best(values, kept, group.blocks).cpu()
         for name, filters in group.members:
             keep.setdefault(name, []).append(filters[chosen])
     return {name: torch.cat(parts).sort().values for name, parts in keep.items()}
@@ -168,14 +174,13 @@ def kept_counts(groups: Sequence[Group], rule: Rule, rate: float) -> list[int]:
     """
     sizes: Counter[str] = Counter()
     for group in groups:
-        sizes.update({name: len(group) for name, _ in group.members})
+        sizes += group.filters
     targets = {name: rule.kept_of(name, sizes[name], rate) for name in sizes}
     named = {name for name in sizes if name in rule.rates or name in rule.widths}
     undecided, decided = Counter(sizes), Counter[str]()
-    counts, deciding = [], {}
+    counts, deciding, steps = [], {}, {}
     for group in groups:
-        names = [name for name, _ in group.members]
-        layer = min(names, key=lambda name: (sizes[name], name not in named, -targets[name]))
+        layer = min(group.filters, key=lambda name: (sizes[name], name not in named, -targets[name]))
         target = targets[layer]
         if target == 0:
             asked = rule.rates.get(layer, rate)
@@ -185,13 +190,15 @@ def kept_counts(groups: Sequence[Group], rule: Rule, rate: float) -> list[int]:
             )
         share = (target - decided[layer]) * len(group) / undecided[layer]
         kept = min(max(round(share), 0), len(group))
-        for name in names:
-            undecided[name] -= len(group)
-            decided[name] += kept
-            deciding[name] = layer
+        if group.blocks > 1:
+            kept = max(round(share / group.blocks), 1) * group.blocks
+        for name, filters in group.filters.items():
+            undecided[name] -= filters
+            decided[name] += filters // len(group) * kept
+            deciding[name], steps[name] = layer, max(rule.align, group.blocks)
         counts.append(kept)
     for name in named:
-        if abs(decided[name] - targets[name]) >= max(rule.align, 1):
+        if abs(decided[name] - targets[name]) >= steps[name]:
             key = "widths" if name in rule.widths else "rates"
             raise Error(
                 f"{key}: {name} is to keep {targets[name]} of {sizes[name]} filters and would keep "
