@@ -16,15 +16,22 @@ from fpgm.networks.modes import evaluating, exact
 from fpgm.runs.checkpoint import read
 
 
-def compact(model: nn.Module, keep: Keep, ballast: Keep | None = None) -> fx.GraphModule:
+def compact(
+    model: nn.Module,
+    keep: Keep,
+    ballast: Keep | None = None,
+    image: tuple[int, int, int] | None = None,
+) -> fx.GraphModule:
     """The function of `model` with the filters outside `keep` zeroed, without those filters.
 
-    keep: convolution -> indices of kept filters; convolutions it does not name are kept whole;
-    ballast: filters that stay as zeros beside those kept, where that runs faster (shipping.tuning).
+    keep: layer -> indices of kept filters; layers it does not name are kept whole; ballast: filters
+    that stay as zeros beside those kept, where that runs faster (shipping.tuning); image: (C, H, W)
+    of what it is given, where the way through the network's code depends on that: the compact one
+    then raises ValueError for a size that would go another way.
     Returns a new network in eval mode and leaves `model` as it is. Raises GraphError where `keep`
     names what cannot be pruned and where the network cannot be traced.
     """
-    small, foldings = rewrite(analyse(trace(model), keep, ballast))
+    small, foldings = rewrite(analyse(trace(model, image), keep, ballast))
     for name, attribute in dict.fromkeys(foldings):
         module = small.get_submodule(name)
         if not getattr(module, attribute).any():
@@ -32,12 +39,17 @@ def compact(model: nn.Module, keep: Keep, ballast: Keep | None = None) -> fx.Gra
     return small
 
 
-def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
+def load(
+    path: str | Path,
+    model: nn.Module | None = None,
+    image: tuple[int, int, int] | None = None,
+) -> nn.Module:
     """The network in a `compact.pt` or `zeroed.pt`, in eval mode. Only tensors are unpickled.
 
     path: the file, or a run directory for its compact network;
 
-    model: a network of the original architecture, where it is not one of fpgm's own.
+    model: a network of the original architecture, where it is not one of fpgm's own; image: see
+    compact.
     Raises CheckpointError for a file that is damaged, unsafe or something else.
     """
     path = Path(path) / "compact.pt" if Path(path).is_dir() else Path(path)
@@ -49,7 +61,8 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     if shapes == {name: value.shape for name, value in saved["state_dict"].items()}:
         model.load_state_dict(saved["state_dict"])
         return model.eval()
-    small, foldings = rewrite(analyse(trace(model), saved["keep"], saved.get("ballast")))
+    image = image or tuple(saved.get("image", ())) or None
+    small, foldings = rewrite(analyse(trace(model, image), saved["keep"], saved.get("ballast")))
     # Those that were all zero were dropped before it was saved.
     for name, attribute in foldings:
         if f"{name}.{attribute}" not in saved["state_dict"]:

@@ -121,12 +121,12 @@ class Analysis:
         saved = 0
         for node, kind in self.graph.kinds.items():
             name, layer = str(node.target), self.graph.called(node)
-            if kind not in (*ops.WRITERS, ops.LINEAR):
+            if kind not in (*ops.WRITERS, ops.LINEAR, ops.FIXED):
                 continue
             assert isinstance(layer, nn.Conv2d | nn.Linear)
             outputs, inputs = layer.weight.shape[:2]
             read = inputs if kind == ops.DEPTHWISE else len(self.inputs(node).live)
-            if kind == ops.GROUPED:
+            if kind == ops.GROUPED and isinstance(layer, nn.Conv2d):
                 read //= len(groups_of(layer, self.emitted[name]))
             left = len(self.emitted.get(name, range(outputs))) * read
             saved += macs[name] - macs[name] // (outputs * inputs) * left
@@ -205,6 +205,8 @@ class _Constants(Algebra[Channels]):
     def chosen(self, node: fx.Node, source: Channels, channels: Sequence[int]) -> Channels:
         places = torch.tensor(channels, device=source.live.device)
         live = torch.isin(places, source.live).nonzero().flatten()
+        # A tensor must have one channel at least.
+        live = live if len(live) else live.new_zeros(1)
         return Channels(len(places), live, source.constant[places])
 
     def met(self, node: fx.Node, a: Channels, b: Channels) -> Channels | None:
@@ -226,7 +228,7 @@ class _Constants(Algebra[Channels]):
             layer = self._graph.called(node)
             assert isinstance(layer, nn.PReLU)
             return source.map(lambda c: F.prelu(c, layer.weight.double()))
-        if kind == ops.SPATIAL:
+        if kind in (ops.SPATIAL, ops.FIXED):
             # Zeros stay zeros; any other constant differs at the borders and must be there.
             there = source.constant.isnan() | (source.constant != 0)
             there[source.live] = True
@@ -275,12 +277,15 @@ def _needs(
         if kind == ops.DEPTHWISE:
             # A constant that is still read becomes an image here: that channel must be there.
             yield source, _fitted(channels, reader, graph), emitted[str(reader.target)]
+        elif kind == ops.CHOOSE and channels is not None and written is not None:
+            chosen = torch.tensor(reader.args[1], device=channels.live.device)[written.live]
+            yield source, channels, torch.cat((channels.live, chosen)).unique()
         elif kind == ops.GROUPED:
             layer, fitted = graph.called(reader), _fitted(channels, reader, graph)
             assert isinstance(layer, nn.Conv2d)
             groups = groups_of(layer, emitted[str(reader.target)])
             yield source, fitted, _levelled(fitted.live, layer.in_channels // layer.groups, groups)
-        elif channels is not None and written is not None and kind == ops.SPATIAL:
+        elif channels is not None and written is not None and kind in (ops.SPATIAL, ops.FIXED):
             yield source, channels, written.live
         elif channels is not None and whole:
             yield source, channels, torch.arange(channels.total, device=channels.live.device)
@@ -290,7 +295,8 @@ def _needs(
 
 def groups_of(conv: nn.Conv2d, filters: Tensor) -> Tensor:
     """Which groups of a grouped convolution these filters are in, sorted."""
-    return (filters // (conv.out_channels // conv.groups)).unique()
+    groups: Tensor = (filters // (conv.out_channels // conv.groups)).unique()
+    return groups
 
 
 def _levelled(channels: Tensor, size: int, groups: Tensor) -> Tensor:

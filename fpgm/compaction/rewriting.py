@@ -65,9 +65,17 @@ class _Rewriter:
     def _narrowed(self, node: fx.Node, kind: str) -> nn.Module | None:
         """The module that a node calls in the compact network, None where it calls none."""
         old = self._graph.called(node)
-        narrowed = (*ops.WRITERS, ops.NORM, ops.SLOPE, ops.LINEAR)
+        narrowed = (*ops.WRITERS, ops.NORM, ops.SLOPE, ops.LINEAR, ops.FIXED)
         if old is None or kind not in narrowed:
             return copy.deepcopy(old)
+        if kind == ops.FIXED:
+            written = self._analysis.flow.written[node]
+            assert isinstance(old, nn.Conv2d)
+            return (
+                copy.deepcopy(old)
+                if written is None
+                else narrowing.depthwise(old, written.live, written.live)
+            )
         name, inputs = str(node.target), self._analysis.inputs(node)
         folded: list[str] = []
         new: nn.Module
@@ -80,7 +88,8 @@ class _Rewriter:
                 new = narrowing.depthwise(old, kept, emitted)
         elif isinstance(old, nn.Linear):
             everything = torch.arange(old.out_features, device=old.weight.device)
-            kept, emitted = (of.get(name, everything) for of in (self._analysis.kept, self._analysis.emitted))
+            kept = self._analysis.kept.get(name, everything)
+            emitted = self._analysis.emitted.get(name, everything)
             new, folded = narrowing.linear(old, inputs, kept, emitted)
         elif isinstance(old, nn.PReLU):
             new = narrowing.slope(old, inputs)
@@ -92,23 +101,22 @@ class _Rewriter:
 
     def _chosen(self, node: fx.Node) -> fx.Node:
         """The live ones of the channels that a node chooses: in a row, or one by one."""
-        source = node.all_input_nodes[0]
-        inputs, outputs = (
-            flow[one] for flow, one in ((self._analysis.flow.read[node], source),
-                                        (self._analysis.flow.written, node))
-        )  # fmt: skip
+        source, flow = node.all_input_nodes[0], self._analysis.flow
+        inputs, outputs = flow.read[node][source], flow.written[node]
+        new = self._fitted(node, source)
         places = torch.tensor(node.args[1])
         if inputs is not None and outputs is not None:
-            live = inputs.live.cpu()
-            places = torch.searchsorted(live, places[outputs.live.cpu()])
-            if torch.equal(places, torch.arange(len(live))):
-                return self._node[source]
+            expansion = self._analysis.expansions.get((node, source))
+            there = (inputs.live if expansion is None else expansion.onto).cpu()
+            places = torch.searchsorted(there, places[outputs.live.cpu()])
+            if torch.equal(places, torch.arange(len(there))):
+                return new
         first, last = int(places[0]), int(places[-1]) + 1
         if torch.equal(places, torch.arange(first, last)):
             part = (slice(None), slice(first, last))
-            return self._new.call_function(operator.getitem, (self._node[source], part))
+            return self._new.call_function(operator.getitem, (new, part))
         self._parts[f"{node.name}_pick"] = Pick(places.to(self._device))
-        return self._new.call_module(f"{node.name}_pick", (self._node[source],))
+        return self._new.call_module(f"{node.name}_pick", (new,))
 
     def _copy(self, node: fx.Node, module: nn.Module | None) -> None:
         """Write the node as it is, but with `module` for the old one and nothing overwritten."""

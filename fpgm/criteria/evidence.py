@@ -21,25 +21,30 @@ from fpgm.criteria.views import Gate, Maps, Scale
 from fpgm.errors import Error
 from fpgm.graph.flow import batch_norms, kept_full, rectifiers
 from fpgm.graph.trace import ChannelGraph, trace
+from fpgm.graph.tracer import Image
 from fpgm.networks.modes import evaluating, exact
 
 Evidence = dict[str, dict[str, Tensor]]  # layer -> {parameter of the criterion: (N,) float64}
 Batches = Iterable[tuple[Tensor, Tensor]]  # (B, C, H, W) normalised images and (B,) labels
 
 
-def missing(model: nn.Module, name: str, layers: Sequence[str] | None = None) -> list[str]:
+def missing(
+    model: nn.Module, name: str, layers: Sequence[str] | None = None, image: Image | None = None
+) -> list[str]:
     """The layers that a criterion cannot score for want of a BatchNorm or ReLU behind them.
 
-    layers: convolutions, by default all that can be pruned.
+    layers: convolutions, by default all that can be pruned; image: see fpgm.select.
     """
-    graph = trace(model)
+    graph = trace(model, image)
     scored = _scored(graph, named(name))
     return [layer for layer in _layers(graph, layers) if layer not in scored]
 
 
-def require(model: nn.Module, name: str, layers: Sequence[str] | None = None) -> None:
+def require(
+    model: nn.Module, name: str, layers: Sequence[str] | None = None, image: Image | None = None
+) -> None:
     """Raise Error that lists the layers that criterion `name` cannot score."""
-    lacking = missing(model, name, layers)
+    lacking = missing(model, name, layers, image)
     if lacking:
         more = f" and {len(lacking) - 8} more" if len(lacking) > 8 else ""
         raise Error(
@@ -53,16 +58,17 @@ def gather(
     names: Iterable[str],
     batches: Batches | None = None,
     layers: Sequence[str] | None = None,
+    image: Image | None = None,
 ) -> Evidence:
     """The evidence of the criteria `names`: layer -> {parameter: (N,) float64, on the CPU}.
 
     batches: on the network's device; read once, at most, and not at all where no criterion asked
-    for reads images. layers: convolutions, by default all that can be pruned. A layer lacks the
-    parameter of a criterion that cannot score it (see `missing`). Weights, statistics, gradients
-    and modes of the network are left as they are.
+    for reads images. layers: by default all that can be pruned; image: see fpgm.select. A layer
+    lacks the parameter of a criterion that cannot score it (see `missing`). Weights, statistics,
+    gradients and modes of the network are left as they are.
     Raises Error where batches are wanted and there are none, and for what is not finite.
     """
-    graph = trace(model)
+    graph = trace(model, image)
     criteria = [named(name) for name in dict.fromkeys(names)]
     evidence: Evidence = {layer: {} for layer in _layers(graph, layers)}
     for parameter in _parameters(criteria, Scale):
@@ -72,7 +78,8 @@ def gather(
                 assert isinstance(gamma, Tensor)
                 evidence[layer][parameter] = gamma.detach().abs().double().cpu()
     if any(criterion.reads_images for criterion in criteria):
-        with evaluating(model), _unused_norms_in_training(model), exact():
+        # Layers that the graph has in another form are its own, and of the same tensors.
+        with evaluating(model, graph.module), _unused_norms_in_training(graph.module), exact():
             _read(graph, criteria, batches or (), evidence)
     for layer, values in evidence.items():
         for parameter, value in values.items():
@@ -91,12 +98,12 @@ def _layers(graph: ChannelGraph, layers: Sequence[str] | None) -> list[str]:
     if layers is not None:
         return list(layers)
     kept = kept_full(graph)
-    return [name for _, name in graph.convolutions() if name not in kept]
+    return [name for _, name in graph.writers() if name not in kept]
 
 
 def _scored(graph: ChannelGraph, criterion: Criterion) -> set[str]:
     if criterion.needs_part is None:
-        return {layer for _, layer in graph.convolutions()}
+        return {layer for _, layer in graph.writers()}
     return set(batch_norms(graph) if criterion.needs_part == "BatchNorm" else rectifiers(graph))
 
 

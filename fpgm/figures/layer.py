@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fpgm.criteria import CRITERIA
 from fpgm.errors import Error
+from fpgm.networks.weights import weight_of
 from fpgm.selection.ranking import ascending
 from fpgm.selection.rule import Rule
 from fpgm.study.agreement import Array
@@ -64,9 +65,7 @@ def filters(model: nn.Module, layer: str) -> Filters:
     if not found:
         raise Error(f"--layer {layer}: has {left[layer]}, too few to choose among")
     indices = found[0].order.sort().values
-    weight = model.get_submodule(layer).weight
-    assert isinstance(weight, Tensor)
-    weight = weight.detach().float().cpu()
+    weight = weight_of(model, layer).detach().float().cpu()
     return Filters(layer, indices, weight[indices], len(weight) - len(indices))
 
 

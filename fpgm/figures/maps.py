@@ -20,6 +20,7 @@ from fpgm.errors import Error
 from fpgm.figures.layer import Filters, by_chance, chosen, filters, listed, names, pruned
 from fpgm.figures.replaceable import Products, explained, products
 from fpgm.networks.modes import evaluating, exact
+from fpgm.networks.weights import weight_of
 from fpgm.study.subject import Subject
 
 SEED = 0
@@ -127,8 +128,7 @@ def measured(
 
 def gaussian(model: nn.Module, layer: str, draw: int) -> Tensor:
     """Filters of a layer's shape, iid N(0, 1): (N, C, kH, kW), on the network's device."""
-    weight = model.get_submodule(layer).weight
-    assert isinstance(weight, Tensor)
+    weight = weight_of(model, layer)
     generator = torch.Generator().manual_seed(SEED + draw)
     return torch.randn(weight.shape, generator=generator).to(weight)
 

@@ -10,26 +10,25 @@ the parameter itself where that is not called `weight`.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from fpgm.graph.operations import OPAQUE, argument, choose, kind_of, reshape
+from fpgm.graph.moves import MOVES, resolve
+from fpgm.graph.operations import argument, name_of
 from fpgm.graph.probes import effective, normalises, plain
 from fpgm.graph.tracer import Shape
 
-_CONVOLUTIONS = {F.conv2d, torch.conv2d}
-_MOVES = {
-    "view", "reshape", "flatten", "permute", "transpose", "squeeze", "unsqueeze", "chunk", "split",
-    "narrow", "unbind", "movedim", "swapaxes", "unflatten", "contiguous", "split_with_sizes",
-    "tensor_split", "flip", "getitem", "channel_shuffle", "select",
+# What two tensors are told to meet in.
+_MEETS = {
+    operator.mul, operator.add, operator.imul, operator.iadd, torch.mul, torch.add, "mul", "mul_",
+    "add", "add_",
 }  # fmt: skip
-_MOVING = (nn.Flatten, nn.Unflatten, nn.ChannelShuffle)
-_MEETS = {operator.mul, operator.add, operator.imul, operator.iadd, torch.mul, torch.add, "mul"}
-_MEETS |= {"mul_", "add", "add_"}
+_STATISTICS = ("running_mean", "running_var")
 
 
 def canonical(traced: fx.GraphModule, samples: dict[fx.Node, Any]) -> set[str]:
@@ -37,354 +36,268 @@ def canonical(traced: fx.GraphModule, samples: dict[fx.Node, Any]) -> set[str]:
 
     Returns the layers whose weight is computed from a parameter and so no parameter itself.
     """
-    computed: set[str] = set()
-    _without_checks(traced.graph, samples)
-    for node in list(traced.graph.nodes):
+    graph, computed = traced.graph, set()
+    _without_checks(graph, samples)
+    for node in list(graph.nodes):
         layer = _layer(traced, node, samples)
         if layer is not None:
-            name, module, derived = layer
-            _call(traced, node, name, module, samples)
-            computed |= {name} if derived else set()
+            _call(traced, node, layer, samples)
+            computed |= {layer.name} if layer.computed else set()
+    _without_leftovers(graph)
     _with_numbers(traced)
-    _without_expansion(traced.graph, samples)
+    _without_expansion(graph, samples)
     if samples:
-        _Moves(traced, samples).resolve()
-    _without_leftovers(traced.graph)
-    traced.graph.lint()
+        moved = resolve(traced, samples)
+        for node in reversed([n for n in graph.nodes if n in moved]):
+            _erase(graph, node)
+    _without_leftovers(graph)
+    graph.lint()
     traced.recompile()
     return computed
 
 
 def _without_checks(graph: fx.Graph, samples: Mapping[fx.Node, Any]) -> None:
-    """Assertions, and what was computed for nothing else."""
+    """Assertions, and the numbers that were computed for nothing else."""
+    compared = {getattr(operator, name) for name in ("eq", "ne", "lt", "le", "gt", "ge")}
     for node in reversed(graph.nodes):
-        useless = node.target is torch._assert or (
-            not node.users
-            and node.op in ("call_function", "call_method", "get_attr")
-            and (isinstance(samples.get(node), int | float | tuple) or _compares(node))
-        )
-        if useless:
+        number = isinstance(samples.get(node), int | float | tuple) or node.target in compared
+        unread = not node.users and node.op in ("call_function", "call_method") and number
+        if node.target is torch._assert or unread:
             graph.erase_node(node)
 
 
 def _without_leftovers(graph: fx.Graph) -> None:
     """What is computed from parameters alone and read no more."""
-    sources: set[fx.Node] = set()
+    of_images: set[fx.Node] = set()
     for node in graph.nodes:
-        if node.op in ("placeholder", "call_module") or sources.intersection(node.all_input_nodes):
-            sources.add(node)
+        if node.op in ("placeholder", "call_module") or of_images & set(node.all_input_nodes):
+            of_images.add(node)
     for node in reversed(graph.nodes):
-        if node not in sources and not node.users and node.op != "output":
+        if node not in of_images and not node.users and node.op != "output":
             graph.erase_node(node)
 
 
-def _compares(node: fx.Node) -> bool:
-    compared = (operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge)
-    return node.target in compared or node.op == "get_attr"
+@dataclass(frozen=True)
+class _Layer:
+    """torch's own layer for what a node computes. computed: whether its weight is made from a
+    parameter at each call."""
+
+    name: str
+    module: nn.Module
+    computed: bool = False
 
 
-def _layer(
-    traced: fx.GraphModule, node: fx.Node, samples: Mapping[fx.Node, Any]
-) -> tuple[str, nn.Module, bool] | None:
-    """Name and torch's own layer for what a node computes, where it is another's; whether its
-    weight is computed. None where there is nothing to do."""
+@dataclass(frozen=True)
+class _Tensor:
+    """What a layer is called with. layer: whose weight it would be; read: from a parameter or
+    buffer as it is, and not computed."""
+
+    layer: str
+    value: Tensor
+    read: bool
+
+
+def _layer(traced: fx.GraphModule, node: fx.Node, samples: Mapping[fx.Node, Any]) -> _Layer | None:
+    """The layer that a node stands for, None where it is torch's own or none."""
     if node.op == "call_module":
         own = traced.get_submodule(str(node.target))
         found = plain(own) or normalises(own)
-        return None if found is None or found is own else (str(node.target), found, False)
-    makers: dict[Any, Callable[..., Any]] = {
-        **dict.fromkeys(_CONVOLUTIONS, _convolution),
-        F.batch_norm: lambda traced, node: _batch_norm(traced, node, _dims(node, samples)),
-        F.linear: _linear,
-    }
-    maker = makers.get(node.target) if node.op == "call_function" else None
-    return maker(traced, node) if maker else None
+        return None if found is None else _Layer(str(node.target), found)
+    if node.op != "call_function":
+        return None
+    if node.target in (F.conv2d, torch.conv2d):
+        return _convolution(traced, node)
+    if node.target is F.linear:
+        return _linear(traced, node)
+    if node.target is F.batch_norm:
+        sample = samples.get(node)
+        flat = isinstance(sample, Shape) and len(sample.sizes) == 2
+        return _batch_norm(traced, node, nn.BatchNorm1d if flat else nn.BatchNorm2d)
+    return None
 
 
-def _convolution(traced: fx.GraphModule, node: fx.Node) -> tuple[str, nn.Module, bool] | None:
-    weight = _tensor(traced, argument(node, 1, "weight", None))
-    bias = _tensor(traced, argument(node, 2, "bias", None))
+def _convolution(traced: fx.GraphModule, node: fx.Node) -> _Layer | None:
+    given = _weights(traced, node)
     places = {"stride": (3, 1), "padding": (4, 0), "dilation": (5, 1), "groups": (6, 1)}
     options = {key: argument(node, place, key, usual) for key, (place, usual) in places.items()}
-    typed = all(not _nodes(value) for value in options.values())
-    if weight is None or not typed or (bias is None and _is_node(node, 2, "bias")):
+    if given is None or any(map(_holds_nodes, options.values())):
         return None
-    name, value, derived = weight
+    weight, bias = given
     made = torch.nn.utils.skip_init(
-        nn.Conv2d, value.shape[1] * options["groups"], len(value), tuple(value.shape[2:]),
-        bias=bias is not None, device=value.device, dtype=value.dtype, **options,
+        nn.Conv2d, weight.value.shape[1] * options["groups"], len(weight.value),
+        tuple(weight.value.shape[2:]), bias=bias is not None, device="meta", **options,
     )  # fmt: skip
-    return name, _filled(made, weight=value, bias=bias and bias[1]), derived
+    # Filters that are no parameter are not pruned: they go with what they read.
+    made.fixed = weight.read and not isinstance(weight.value, nn.Parameter)
+    return _Layer(weight.layer, _filled(made, weight=weight.value, bias=bias), not weight.read)
 
 
-def _linear(traced: fx.GraphModule, node: fx.Node) -> tuple[str, nn.Module, bool] | None:
-    weight = _tensor(traced, argument(node, 1, "weight", None))
-    bias = _tensor(traced, argument(node, 2, "bias", None))
-    if weight is None or (bias is None and _is_node(node, 2, "bias")):
+def _linear(traced: fx.GraphModule, node: fx.Node) -> _Layer | None:
+    given = _weights(traced, node)
+    if given is None:
         return None
-    name, value, derived = weight
-    options: dict[str, Any] = {"device": value.device, "dtype": value.dtype}
-    made = torch.nn.utils.skip_init(
-        nn.Linear, value.shape[1], len(value), bias=bias is not None, **options
-    )
-    return name, _filled(made, weight=value, bias=bias and bias[1]), derived
+    weight, bias = given
+    units, inputs = weight.value.shape
+    options: dict[str, Any] = {"bias": bias is not None, "device": "meta"}
+    made = torch.nn.utils.skip_init(nn.Linear, inputs, units, **options)
+    return _Layer(weight.layer, _filled(made, weight=weight.value, bias=bias), not weight.read)
+
+
+def _weights(traced: fx.GraphModule, node: fx.Node) -> tuple[_Tensor, Tensor | None] | None:
+    """Weight and bias of a function's second and third argument, None where one is not known."""
+    weight = _tensor(traced, argument(node, 1, "weight", None))
+    given = argument(node, 2, "bias", None)
+    bias = _tensor(traced, given)
+    if weight is None or (bias is None and given is not None):
+        return None
+    return weight, None if bias is None else bias.value
 
 
 def _batch_norm(
-    traced: fx.GraphModule, node: fx.Node, dims: int
-) -> tuple[str, nn.Module, bool] | None:
-    names = ("running_mean", "running_var", "weight", "bias")
-    given = [argument(node, place, name, None) for place, name in enumerate(names, 1)]
-    values = [_tensor(traced, value) for value in given]
-    training, momentum, eps = (
-        argument(node, place, key, usual)
-        for place, key, usual in ((5, "training", False), (6, "momentum", 0.1), (7, "eps", 1e-5))
+    traced: fx.GraphModule, node: fx.Node, kind: Callable[..., nn.Module]
+) -> _Layer | None:
+    names = (*_STATISTICS, "weight", "bias")
+    given = {name: argument(node, place, name, None) for place, name in enumerate(names, 1)}
+    found = {name: _tensor(traced, value) for name, value in given.items()}
+    training = argument(node, 5, "training", False)
+    momentum, eps = argument(node, 6, "momentum", 0.1), argument(node, 7, "eps", 1e-5)
+    known = all(found[name] is not None for name in _STATISTICS) and all(
+        given[name] is None or (tensor is not None and tensor.read)
+        for name, tensor in found.items()
     )
-    lost = any(value is None and wanted is not None for value, wanted in zip(values, given))
-    if training or values[0] is None or values[1] is None or lost or _nodes((momentum, eps)):
+    pair = (given["weight"] is None) == (given["bias"] is None)
+    if training or not known or not pair or _holds_nodes((momentum, eps)):
         return None
-    if any(value is not None and (value[2] or value[1].dim() != 1) for value in values):
-        return None
-    holder = str(given[0].target).rpartition(".")[0]
-    own = traced.get_submodule(holder) if holder else traced
-    count = getattr(own, "num_batches_tracked", None)
-    made = (nn.BatchNorm1d if dims == 2 else nn.BatchNorm2d)(
-        len(values[0][1]), eps, momentum, affine=given[2] is not None
-    )
-    tensors = {name: value and value[1] for name, value in zip(names, values, strict=True)}
-    if (tensors["weight"] is None) != (tensors["bias"] is None):
-        return None
-    if count is not None:
-        tensors["num_batches_tracked"] = count
-    return holder or str(given[0].target), _filled(made, **tensors), False
-
-
-def _dims(node: fx.Node, samples: Mapping[fx.Node, Any]) -> int:
-    sample = samples.get(node)
-    return len(sample.sizes) if isinstance(sample, Shape) else 4
+    tensors = {name: None if one is None else one.value for name, one in found.items()}
+    # It is called as the module that holds its statistics.
+    holder, _, last = str(given["running_mean"].target).rpartition(".")
+    own = traced.get_submodule(holder)
+    tensors["num_batches_tracked"] = getattr(own, "num_batches_tracked", None)
+    count, affine = len(tensors["running_mean"]), given["weight"] is not None  # type: ignore[arg-type]
+    made = kind(count, eps, momentum, affine=affine)
+    return _Layer(holder or last, _filled(made, **tensors))
 
 
 def _filled(layer: nn.Module, **tensors: Tensor | None) -> nn.Module:
     """The layer with these very tensors, in eval mode."""
     for name, value in tensors.items():
-        if name in layer._parameters:
-            own = isinstance(value, nn.Parameter) or value is None
-            layer._parameters[name] = value if own else nn.Parameter(value, requires_grad=False)  # type: ignore[assignment,arg-type]
-        elif value is not None:
+        if name in layer._buffers:
             layer._buffers[name] = value
+        elif value is None or isinstance(value, nn.Parameter):
+            layer._parameters[name] = value
+        else:
+            layer._parameters[name] = nn.Parameter(value, requires_grad=False)
     return layer.eval()
 
 
-def _tensor(traced: fx.GraphModule, given: Any) -> tuple[str, Tensor, bool] | None:
-    """Name and value of what is a parameter, or computed filter by filter from one alone; whether
-    it is computed."""
+def _tensor(traced: fx.GraphModule, given: Any) -> _Tensor | None:
+    """What is a parameter or buffer, or computed filter by filter from one alone; else None."""
     if not isinstance(given, fx.Node):
         return None
-    if given.op == "get_attr":
+    read = given.op == "get_attr"
+    if read:
         name, value = str(given.target), operator.attrgetter(str(given.target))(traced)
-        if not isinstance(value, Tensor):
+        if not isinstance(value, Tensor) or _read_elsewhere(traced.graph, given):
             return None
-        derived = False
     else:
         found = effective(traced, given)
         if found is None:
             return None
-        (name, value), derived = found, True
+        name, value = found
     holder, _, attribute = name.rpartition(".")
-    return (holder if attribute == "weight" and holder else name), value, derived
+    return _Tensor(holder if attribute == "weight" and holder else name, value, read)
 
 
-def _is_node(node: fx.Node, place: int, name: str) -> bool:
-    return isinstance(argument(node, place, name, None), fx.Node)
+def _read_elsewhere(graph: fx.Graph, parameter: fx.Node) -> bool:
+    """Whether a parameter that is no layer's weight by its name is read more than once."""
+    holder, _, attribute = str(parameter.target).rpartition(".")
+    if holder and attribute in ("weight", "bias", *_STATISTICS):
+        return False
+    same = [n for n in graph.nodes if n.op == "get_attr" and n.target == parameter.target]
+    return sum(len(node.users) for node in same) > 1
 
 
-def _nodes(value: Any) -> list[fx.Node]:
+def _holds_nodes(value: Any) -> bool:
     found: list[fx.Node] = []
-    fx.node.map_arg(value, found.append)  # type: ignore[arg-type]
-    return found
+    fx.node.map_arg(value, found.append)
+    return bool(found)
 
 
 def _call(
-    traced: fx.GraphModule,
-    node: fx.Node,
-    name: str,
-    module: nn.Module,
-    samples: dict[fx.Node, Any],
+    traced: fx.GraphModule, node: fx.Node, layer: _Layer, samples: dict[fx.Node, Any]
 ) -> None:
-    """Have the node call `module`, which gets that name."""
-    holder, _, last = name.rpartition(".")
-    parent = traced.get_submodule(holder)
+    """Have the node call the layer's module, which gets its name."""
+    holder, _, last = layer.name.rpartition(".")
+    parent, module = traced.get_submodule(holder), layer.module
     before = getattr(parent, last, None)
     if isinstance(before, nn.Module):
+        # What else it holds may be read by others.
         for child, inner in before.named_children():
             module.add_module(child, inner)
+        for key, value in before.named_parameters(recurse=False):
+            if key not in module._parameters:
+                module.register_parameter(key, value)
     elif before is not None:
         delattr(parent, last)
     setattr(parent, last, module)
     if node.op == "call_module":
         return
+    images = node.args[0] if node.args else node.kwargs["input"]
     with traced.graph.inserting_before(node):
-        call = traced.graph.call_module(name, (node.args[0] if node.args else node.kwargs["input"],))
+        call = traced.graph.call_module(layer.name, (images,))
     call.stack_trace, call.meta = node.stack_trace, dict(node.meta)
-    _replace(traced.graph, node, call, samples)
+    node.replace_all_uses_with(call)
+    if node in samples:
+        samples[call] = samples[node]
+    _erase(traced.graph, node)
 
 
-def _replace(
-    graph: fx.Graph, old: fx.Node, new: fx.Node, samples: dict[fx.Node, Any]
-) -> None:
-    """And what fed the old one alone, if it is no longer needed."""
-    old.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
-    if old in samples:
-        samples[new] = samples[old]
-    _erase(graph, old, samples)
-
-
-def _erase(graph: fx.Graph, node: fx.Node, samples: dict[fx.Node, Any]) -> None:
-    if node.users or node.op in ("placeholder", "output", "call_module"):
+def _erase(graph: fx.Graph, node: fx.Node) -> None:
+    """A node that nobody reads, and what fed it alone."""
+    if node.users or node._erased:
         return
     sources = node.all_input_nodes
     graph.erase_node(node)
-    samples.pop(node, None)
     for source in sources:
-        if source.op != "call_module" and _pure(source):
-            _erase(graph, source, samples)
-
-
-def _pure(node: fx.Node) -> bool:
-    """Whether nothing is lost with a node that nobody reads: it moves values, or reads some."""
-    return node.op == "get_attr" or _name(node) in _MOVES | {"size", "getattr", "expand_as"}
+        if source.op == "get_attr" or name_of(source) in MOVES | {"size", "getattr", "expand_as"}:
+            _erase(graph, source)
 
 
 def _with_numbers(traced: fx.GraphModule) -> None:
-    """A parameter of one number, a factor as a rule, as this number, and numbers behind tensors."""
+    """A parameter of one number, a factor as a rule, as this number, and numbers in the second
+    place."""
     for node in list(traced.graph.nodes):
         if node.target not in _MEETS:
             continue
+        numbers: dict[fx.Node, float] = {}
+        for source in node.all_input_nodes:
+            attribute = source.op == "get_attr"
+            value = operator.attrgetter(str(source.target))(traced) if attribute else None
+            if isinstance(value, Tensor) and value.numel() == 1 and value.dim() <= 1:
+                numbers[source] = float(value)
+        if numbers:
+            node.args = tuple(numbers.get(a, a) if isinstance(a, fx.Node) else a for a in node.args)
         if len(node.args) == 2 and isinstance(node.args[0], int | float):
             node.args = node.args[::-1]
-        for source in node.all_input_nodes:
-            value = None
-            if source.op == "get_attr":
-                value = operator.attrgetter(str(source.target))(traced)
-            if isinstance(value, Tensor) and value.numel() == 1 and value.dim() <= 1:
-                number = float(value)
-                node.args = fx.node.map_arg(node.args, lambda n, s=source, v=number: v if n is s else n)  # type: ignore[misc]
 
 
-def _without_expansion(graph: fx.Graph, samples: dict[fx.Node, Any]) -> None:
+def _without_expansion(graph: fx.Graph, samples: Mapping[fx.Node, Any]) -> None:
     """`x * y.expand_as(x)` is `x * y`: torch expands by itself."""
     for node in list(graph.nodes):
         if node.op != "call_method" or node.target not in ("expand_as", "expand"):
             continue
-        source, sample = node.args[0], samples.get(node)
-        meets = all(
-            user.target in _MEETS
-            and any(samples.get(n) == sample for n in user.all_input_nodes if n is not node)
-            for user in node.users
-        )
+        source, after = node.args[0], samples.get(node)
+        assert isinstance(source, fx.Node)
         before = samples.get(source)
-        if isinstance(sample, Shape) and isinstance(before, Shape) and meets:
-            if len(before.sizes) == len(sample.sizes):
-                node.replace_all_uses_with(source)
-                _erase(graph, node, samples)
+        if not isinstance(after, Shape) or not isinstance(before, Shape):
+            continue
+        alike = len(before.sizes) == len(after.sizes)
+        if alike and all(_meets(user, node, after, samples) for user in node.users):
+            node.replace_all_uses_with(source)
+            _erase(graph, node)
 
 
-class _Moves:
-    """Chains of operations that only move values about, each value followed from where it was.
-
-    A chain that hands on whole channels is what it does to them: some are chosen, in an order, or
-    they get another shape.
-    """
-
-    def __init__(self, traced: fx.GraphModule, samples: dict[fx.Node, Any]) -> None:
-        self._traced, self._graph, self._samples = traced, traced.graph, samples
-        self._modules = dict(traced.named_modules())
-        # Where each value of a node comes from: the first node of its chain, places in that.
-        self._from: dict[fx.Node, tuple[fx.Node, Any]] = {}
-
-    def resolve(self) -> None:
-        for node in list(self._graph.nodes):
-            if not self._moves(node):
-                continue
-            source = node.args[0]
-            start = self._from.get(source) or self._places(source)
-            places = start and self._moved(node, start[1])
-            if not start or places is None:
-                continue
-            self._from[node] = start[0], places
-            with self._graph.inserting_after(node):
-                new = self._resolved(start[0], places)
-            if new is None:
-                continue
-            new.stack_trace = node.stack_trace
-            sample = self._samples[node]
-            node.replace_all_uses_with(new)
-            self._samples[new] = sample
-        for node in reversed(list(self._graph.nodes)):
-            if node in self._from and not node.users and not node._erased:
-                _erase(self._graph, node, self._samples)
-
-    def _moves(self, node: fx.Node) -> bool:
-        """Whether it moves values in a way that no kind stands for yet."""
-        if not node.args or not isinstance(node.args[0], fx.Node):
-            return False
-        if node.op == "call_module":
-            moving = isinstance(self._modules[str(node.target)], _MOVING)
-        else:
-            moving = node.op in ("call_function", "call_method") and _name(node) in _MOVES
-        # A copy in the middle of a chain is a part of it.
-        follows = node.args[0] in self._from
-        return moving and (follows or kind_of(node, self._modules) == OPAQUE)
-
-    def _places(self, node: fx.Node) -> tuple[fx.Node, Tensor] | None:
-        sample = self._samples.get(node)
-        if not isinstance(sample, Shape) or len(sample.sizes) < 2:
-            return None
-        count = int(torch.tensor(sample.sizes).prod())
-        return node, torch.arange(count).view(sample.sizes)
-
-    def _moved(self, node: fx.Node, places: Any) -> Any:
-        """The same operation on places. None where it takes what is not known."""
-        known = {node.args[0]: places}
-        for other in node.all_input_nodes[1:]:
-            if not isinstance(self._samples.get(other), int):
-                return None
-            known[other] = self._samples[other]
-        args, kwargs = (fx.node.map_arg(a, known.__getitem__) for a in (node.args, node.kwargs))
-        if node.op == "call_module":
-            return self._modules[str(node.target)](*args, **kwargs)
-        if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        return node.target(*args, **kwargs)  # type: ignore[operator]
-
-    def _resolved(self, source: fx.Node, places: Any) -> fx.Node | None:
-        """What the chain does to the channels of `source`, as one operation."""
-        sample = self._samples[source]
-        if not isinstance(places, Tensor) or places.dim() < 2 or places.numel() == 0:
-            return None
-        batch, total, *rest = sample.sizes
-        run = int(torch.tensor(rest).prod()) if rest else 1
-        natural = torch.arange(batch * total * run).view(sample.sizes)
-        if len(places) != batch:
-            return None
-        if torch.equal(places, natural.flatten(1)):
-            return self._graph.call_function(torch.flatten, (source, 1))
-        channels = places.flatten(2)[0, :, 0] // run if places.dim() > 2 else places[0] // run
-        if int(channels.max()) >= total:
-            return None
-        chosen = natural[:, channels]
-        if torch.equal(places, chosen):
-            return self._graph.call_function(choose, (source, tuple(channels.tolist())))
-        tail = tuple(places.shape[2:])
-        if places.dim() == 3:
-            tail = (-1,)
-        whole = torch.equal(channels, torch.arange(total)) and places.numel() == natural.numel()
-        if whole and torch.equal(places.flatten(2), natural.flatten(2) if rest else natural[..., None]) and (places.dim() == 3 or set(tail) <= {1}):
-            return self._graph.call_function(reshape, (source, tail))
-        return None
-
-
-def _name(node: fx.Node) -> str:
-    if node.op == "call_method":
-        return str(node.target)
-    return getattr(node.target, "__name__", "") if node.op == "call_function" else ""
+def _meets(user: fx.Node, node: fx.Node, sample: Shape, samples: Mapping[fx.Node, Any]) -> bool:
+    """Whether `user` has another operand of the size that `node` has."""
+    others = (n for n in user.all_input_nodes if n is not node)
+    return user.target in _MEETS and any(samples.get(other) == sample for other in others)

@@ -69,6 +69,10 @@ class _Counter(TorchDispatchMode):
         self.per_batch = 0
         self.callers: list[tuple[str, type]] = []  # modules that are running, the innermost last
         self._modules = dict(model.named_modules())
+        # A layer that is called as a function has the name that the graph gives it.
+        self._weights = {
+            id(p): _layer(n) for n, p in (*model.named_parameters(), *model.named_buffers())
+        }
         self._formulas = FlopCounterMode(display=False).flop_registry
         self._calls: Counter[str] = Counter()
 
@@ -103,12 +107,21 @@ class _Counter(TorchDispatchMode):
         if kind is BorderConv2d and args[1] is self._modules[name].border:
             self.per_batch += macs
             return
-        if not issubclass(kind, nn.Conv2d | nn.Linear):
+        weight = next((id(a) for a in args[1:] if id(a) in self._weights), None)
+        if not issubclass(kind, nn.Conv2d | nn.Linear) and weight is not None:
+            name = self._weights[weight]
+        elif not issubclass(kind, nn.Conv2d | nn.Linear):
             name = f"{name}.{operation}" if name else operation
             self._calls[name] += 1
             name += f"_{self._calls[name] - 1}" if self._calls[name] > 1 else ""
         filters = output.shape[1 if "conv" in operation else -1]
         self.layers.append(Layer(name, filters, macs))
+
+
+def _layer(parameter: str) -> str:
+    """The name of the layer whose weight it is, see graph.canonical."""
+    holder, _, attribute = parameter.rpartition(".")
+    return holder if holder and attribute == "weight" else parameter
 
 
 class _Watched(fx.Interpreter):

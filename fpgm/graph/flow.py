@@ -148,7 +148,7 @@ def kept_full(graph: ChannelGraph) -> dict[str, str]:
     flow = follow(graph, algebra)
     for node, kind in graph.kinds.items():
         module = graph.called(node)
-        if isinstance(module, nn.Conv2d) and kind not in ops.CONVOLUTIONS:
+        if isinstance(module, nn.Conv2d) and kind not in (*ops.CONVOLUTIONS, ops.FIXED):
             reasons[str(node.target)] = _strange(module, str(node.target) in graph.shared)
         carried = algebra.unknown(node, list(flow.read[node].values()))
         if kind == ops.OUTPUT:
@@ -176,7 +176,10 @@ def projections(graph: ChannelGraph) -> Iterator[str]:
         for branch, other in (inputs, inputs[::-1]):
             while graph.kinds[branch] == ops.NORM:
                 branch = branch.all_input_nodes[0]
-            if graph.kinds[branch] not in (ops.CONV, ops.GROUPED) or _depth(other, branch, graph) >= 0:
+            if (
+                graph.kinds[branch] not in (ops.CONV, ops.GROUPED)
+                or _depth(other, branch, graph) >= 0
+            ):
                 continue  # no convolution, or one that both operands come through
             if _depth(other, branch.all_input_nodes[0], graph) >= 2:
                 yield str(branch.target)

@@ -91,7 +91,7 @@ def prunable(
             tied[ties.sets[channel]].append((name, index))
     streams = {ties.sets[channel] for channel in ties.streams}
     labels = ties.labels()
-    factors = {str(n.target) for n, kind in graph.kinds.items() if kind == ops.UNITS and n in graph.flat}
+    factors = {name for node, name in graph.writers() if node in graph.flat}
     # Filters of the same convolutions are one group; one that is kept whole keeps all of them.
     gathered: dict[tuple[str, ...], list[tuple[int, list[int]]]] = defaultdict(list)
     for root, filters in tied.items():

@@ -7,8 +7,10 @@ convolutions that feed it are kept whole and named.
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import operator
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -19,7 +21,8 @@ from torchvision.ops.stochastic_depth import stochastic_depth
 from fpgm.networks.layers import SameConv2d
 
 CONV, DEPTHWISE, GROUPED, UNITS = "conv", "depthwise", "grouped", "units"
-NORM, POOL, ELEMENTWISE, SPATIAL = "norm", "pool", "elementwise", "spatial"
+NORM, POOL, ELEMENTWISE = "norm", "pool", "elementwise"
+SPATIAL, FIXED = "spatial", "fixed"
 CHOOSE, RESHAPE, SLOPE = "choose", "reshape", "slope"
 ADD, MUL, CAT = "add", "mul", "cat"
 FLATTEN, LINEAR, SLICE, PAD, OPAQUE, OUTPUT = (
@@ -71,14 +74,40 @@ CONVOLUTIONS = (CONV, DEPTHWISE, GROUPED)
 WRITERS = (*CONVOLUTIONS, UNITS)  # the layers that have filters
 
 
+def _leaf(function: Callable[..., Any]) -> Callable[..., Any]:
+    """One operation of a graph, also where a network that has it is traced again."""
+
+    @functools.wraps(function)
+    def called(x: Any, given: Any) -> Any:
+        if isinstance(x, fx.Proxy):
+            return x.tracer.create_proxy("call_function", called, (x, given), {})
+        return function(x, given)
+
+    return called
+
+
+@_leaf
 def choose(x: torch.Tensor, channels: tuple[int, ...]) -> torch.Tensor:
     """These channels of (B, C, ...), in this order: a part, or all of them shuffled."""
-    return x[:, list(channels)]
+    first, last = channels[0], channels[-1] + 1
+    return x[:, first:last] if channels == tuple(range(first, last)) else x[:, list(channels)]
 
 
+@_leaf
 def reshape(x: torch.Tensor, tail: tuple[int, ...]) -> torch.Tensor:
     """(B, C, ...) with other dimensions behind the channels, and the same values."""
     return x.reshape(*x.shape[:2], *tail)
+
+
+@_leaf
+def check_way(value: Any, traced: Any) -> None:
+    """Raise ValueError where a size, or what the code asks of it, is not what it was when the
+    network was traced: then its code would go another way."""
+    if value != traced:
+        raise ValueError(
+            "images of this size take another way through the network's code than those that it "
+            "was compacted for: compact it with image=(C, H, W) of these"
+        )
 
 
 def named_arguments(node: fx.Node) -> dict[str, Any]:
@@ -102,6 +131,25 @@ def apply(node: fx.Node, modules: dict[str, nn.Module], constants: torch.Tensor)
         result = target(constants, *node.args[1:], **node.kwargs)
     assert isinstance(result, torch.Tensor)
     return result
+
+
+def computed(node: fx.Node, given: Mapping[fx.Node, Any], modules: Mapping[str, nn.Module]) -> Any:
+    """A node's operation on other values of its inputs. modules: by name, that it may call."""
+    args: Any = fx.node.map_arg(node.args, given.__getitem__)
+    kwargs: Any = fx.node.map_arg(node.kwargs, given.__getitem__)
+    target: Any = node.target
+    if node.op == "call_module":
+        return modules[target].forward(*args, **kwargs)
+    if node.op == "call_method":
+        return getattr(args[0], target)(*args[1:], **kwargs)
+    return target(*args, **kwargs)
+
+
+def name_of(node: fx.Node) -> str:
+    """Of the function or method that a node calls, empty where it calls none."""
+    if node.op == "call_method":
+        return str(node.target)
+    return getattr(node.target, "__name__", "") if node.op == "call_function" else ""
 
 
 def kind_of(node: fx.Node, modules: dict[str, nn.Module]) -> str:
@@ -139,6 +187,8 @@ def _module_kind(module: nn.Module) -> str:
     if type(module) in (nn.Conv2d, SameConv2d):
         depthwise = module.groups == module.in_channels == module.out_channels
         kind = CONV if module.groups == 1 else DEPTHWISE if depthwise else GROUPED
+        if depthwise and getattr(module, "fixed", False):
+            kind = FIXED
     elif type(module) in (nn.BatchNorm2d, nn.BatchNorm1d) and module.running_mean is not None:
         kind = NORM
     elif type(module) is nn.Linear:

@@ -32,6 +32,7 @@ from fpgm.graph.operations import (
     argument,
     inplace,
     kind_of,
+    name_of,
 )
 from fpgm.graph.tracer import Image, Shape, SizeError, traced, where
 from fpgm.networks.modes import evaluating
@@ -86,23 +87,22 @@ def trace(model: nn.Module, image: Image | None = None) -> ChannelGraph:
     """Trace `model` in eval mode and classify its operations. The model is left as it is.
 
     image: (C, H, W) that it is given, where the way through its code depends on that; the graph is
-    that of every size all the same, wherever the code's is.
+    that of every size that goes the same way.
     Raises GraphError where Python control flow depends on the data, or on the image and there is
     none, and where the network refuses the image.
     """
     with evaluating(model):
         try:
-            graph, samples = traced(model, image)
-            for node in graph.nodes:
-                node.type = None  # annotations; torch 2.6 cannot pickle those that are strings
-            network = fx.GraphModule(model, graph)
+            network, samples = traced(model, image)
             computed = canonical(network, samples)
         except SizeError as error:
             name = type(model).__name__
             raise GraphError(f"{name}{where(error)}: {error}; give image=(C, H, W)") from error
         except (fx.proxy.TraceError, TypeError, RuntimeError) as error:
             name = type(model).__name__
-            raise GraphError(f"{name} cannot be traced by torch.fx{where(error)}: {error}") from error
+            raise GraphError(
+                f"{name} cannot be traced by torch.fx{where(error)}: {error}"
+            ) from error
     return _classified(network, samples, computed)
 
 
@@ -118,7 +118,10 @@ def _classified(
         kind = kind_of(node, modules)
         # No filter can be taken from one call alone of a layer that is called twice.
         repeated = kind in (*CONVOLUTIONS, NORM, SLOPE, LINEAR) and node.target in shared
-        kinds[node] = OPAQUE if repeated or not _fits(node, kind, flat, modules) else kind
+        fits = _fits(node, kind, flat, modules) or (
+            kind == LINEAR and _along_features(node, kinds, samples)
+        )
+        kinds[node] = kind if fits and not repeated else OPAQUE
         if _flattens(node, kinds[node], flat, samples):
             flat.add(node)
     for node in [n for n, kind in kinds.items() if kind == LINEAR]:
@@ -126,6 +129,18 @@ def _classified(
             kinds[node] = UNITS
     overwritten = _overwritten(kinds, modules)
     return ChannelGraph(network, kinds, flat, overwritten, shared, computed)
+
+
+def _along_features(
+    node: fx.Node, kinds: Mapping[fx.Node, str], samples: Mapping[fx.Node, Any]
+) -> bool:
+    """Whether a linear layer that reads more than (batch, features) reads no channels of an image,
+    which lie elsewhere, but another linear layer or what pruning does not understand."""
+    source = node.all_input_nodes[0]
+    sample = samples.get(source)
+    while kinds[source] == ELEMENTWISE:
+        source = source.all_input_nodes[0]
+    return isinstance(sample, Shape) and len(sample.sizes) > 2 and kinds[source] in (LINEAR, OPAQUE)
 
 
 def _hidden(node: fx.Node, kinds: Mapping[fx.Node, str], samples: Mapping[fx.Node, Any]) -> bool:
@@ -153,15 +168,13 @@ def _fits(node: fx.Node, kind: str, flat: set[fx.Node], modules: dict[str, nn.Mo
     if type(modules.get(str(node.target))) is nn.BatchNorm1d:
         return inputs[0]
     if kind == LINEAR:
-        return True
+        return inputs[0]
     if kind in (ADD, MUL):
         return len(set(inputs)) == 1
     return kind in (ELEMENTWISE, FLATTEN, CHOOSE, RESHAPE, OPAQUE, OUTPUT) or not any(inputs)
 
 
-def _flattens(
-    node: fx.Node, kind: str, flat: set[fx.Node], samples: Mapping[fx.Node, Any]
-) -> bool:
+def _flattens(node: fx.Node, kind: str, flat: set[fx.Node], samples: Mapping[fx.Node, Any]) -> bool:
     """Whether the result is (batch, features)."""
     if isinstance(samples.get(node), Shape):
         return len(samples[node].sizes) == 2
@@ -196,7 +209,7 @@ def _overwritten(
         overwrites = inplace(node, modules)
         same = overwrites or _gives_back(node, modules)
         whole[node] = whole[source] if same and source is not node else node
-        viewed = same or _name(node) in _VIEWS
+        viewed = same or name_of(node) in _VIEWS
         storage[node] = storage[source] if viewed and source is not node else node
         for other in storage if overwrites else ():
             if storage[other] is not storage[node] or other is node:
@@ -209,12 +222,6 @@ def _overwritten(
                     "again: write to a copy (x = x + y in place of x += y, inplace=False)"
                 )
     return replaced
-
-
-def _name(node: fx.Node) -> str:
-    if node.op == "call_method":
-        return str(node.target)
-    return getattr(node.target, "__name__", "") if node.op == "call_function" else ""
 
 
 def _gives_back(node: fx.Node, modules: dict[str, nn.Module]) -> bool:

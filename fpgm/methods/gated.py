@@ -19,6 +19,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fpgm.graph.trace import trace
+from fpgm.networks.weights import weight_of
 from fpgm.pruning.gates import Gate, gated
 from fpgm.pruning.method import Goal, Task, Trained
 from fpgm.pruning.settling import Settle, Share
@@ -60,7 +61,7 @@ class Gated(Zeroing):
             recalibrate=recalibrate, train_compact=train_compact,
         )  # fmt: skip
         self._every, self._growth, self._step = every, growth, 0
-        graph = trace(self._model)
+        graph = trace(self._model, task.image_shape)
         self._tails = tails(graph)
         self._gates: dict[str, Gate] = {}
         self._closed = False  # whether what is pruned has been silenced
@@ -206,8 +207,7 @@ class Gated(Zeroing):
 
 
 def _weight(network: nn.Module, name: str) -> Tensor:
-    weight = network.get_submodule(name).weight
-    assert isinstance(weight, Tensor)
+    weight = weight_of(network, name)
     return weight.detach()
 
 

@@ -29,3 +29,16 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes.items():
             module.training = training
+
+
+def dropping(model: nn.Module) -> str | None:
+    """The first layer that is not torch's own and drops something at random in training (timm's
+    DropPath, DropBlock), which a network that is traced in eval mode has not; None: there is
+    none."""
+    for name, module in model.named_modules():
+        others = not type(module).__module__.startswith(("torch.nn", "fpgm"))
+        drops = others and "drop" in type(module).__name__.lower()
+        rates = [getattr(module, key, 0) for key in ("drop_prob", "p")]
+        if drops and any(isinstance(rate, int | float) and rate > 0 for rate in rates):
+            return str(name)
+    return None

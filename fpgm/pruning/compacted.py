@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fpgm.compaction.ballast import rounded, streams, widened
 from fpgm.compaction.constants import Analysis, Channels, Keep, analyse
@@ -28,6 +29,7 @@ from fpgm.graph.cost import cost
 from fpgm.graph.flow import is_relu
 from fpgm.graph.groups import Group
 from fpgm.graph.trace import ChannelGraph, trace
+from fpgm.networks.modes import dropping
 from fpgm.pruning.method import Method, Schedule, Task, Trained
 
 Place = tuple[Tensor, ...] | EllipsisType  # of the compact parameter's entries in the full one
@@ -55,7 +57,8 @@ class CompactTraining(Method):
         full, keep, held = self.task.full, self._schedule.keep, self._schedule.silences
         # What a trained network's statistics keep alive falls asleep in the first epochs.
         on_cpu = {name: kept.cpu() for name, kept in keep.items()}
-        awake = _awake(trace(full.network), on_cpu, Motion(full.optimizer, held))
+        graph = trace(full.network, self.task.image_shape)
+        awake = _awake(graph, on_cpu, Motion(full.optimizer, held))
         if self._keep is not None and _same(self._keep, keep) and _same(self._awake, awake):
             return  # what is compiled stays compiled
         groups, image = self.task.prunable.groups, self.task.image_shape
@@ -129,6 +132,24 @@ class Compacted:
                 module.num_batches_tracked = buffers[f"{name}.num_batches_tracked"].clone()
 
 
+def _trains_alike(graph: ChannelGraph, model: nn.Module) -> bool:
+    """Whether the traced network takes the same steps: with the model's own parameters, none of
+    them used in another way, and BatchNorms that learn; and with nothing dropped at random by
+    layers of somebody's own, which was traced as it is in evaluation."""
+    kinds = {ops.GROUPED, ops.UNITS, ops.SLOPE, ops.FIXED}
+    norms = (str(node.target) for node, kind in graph.kinds.items() if kind == ops.NORM)
+    learning = (isinstance(model.get_submodule(name), _BatchNorm) for name in norms)
+    own = {name for name, _ in graph.module.named_parameters()}
+    return (
+        not graph.computed
+        and not kinds.intersection(graph.kinds.values())
+        and not any(node.op == "get_attr" for node in graph.kinds)
+        and all(learning)
+        and own == {name for name, _ in model.named_parameters()}
+        and dropping(model) is None
+    )
+
+
 def _rows(places: Mapping[str, Place]) -> Iterator[tuple[str, Tensor]]:
     """Convolution -> the filters of the full one that the compact one has."""
     for name, place in places.items():
@@ -150,7 +171,9 @@ def compacted(
     was selected together; image: (C, H, W), to count MACs; held: whether scales and shifts of
     pruned filters that are zero stay so, too.
     """
-    graph, motion = trace(model), Motion(optimizer, held)
+    graph, motion = trace(model, image), Motion(optimizer, held)
+    if not _trains_alike(graph, model):
+        return None
     keep = {name: kept.cpu() for name, kept in keep.items()}
     # Streams at their full width and widths that train fast: the adds' scatter costs more.
     chosen = streams(graph, keep)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fpgm.errors import GraphError
 from fpgm.graph.trace import ChannelGraph
+from fpgm.networks.modes import dropping
 from fpgm.pruning.silence import Tail
 
 
@@ -99,10 +100,19 @@ def gated(
                 "use the layer (nn.Dropout) in place of it, or schedule=fade"
             )
     network, gates = graph.module, {}
+    dropped = dropping(network)
+    if dropped is not None:
+        raise GraphError(
+            f"schedule=gated: {dropped} drops something at random and was traced as it is in "
+            "evaluation; set it to 0, or use schedule=fade"
+        )
     nodes = {name: node for node, name in graph.convolutions()}
     for number, name in enumerate(layers):
         conv, last = network.get_submodule(name), behind[name].last
-        assert isinstance(conv, nn.Conv2d)
+        if not isinstance(conv, nn.Conv2d) or name in graph.computed:
+            raise GraphError(
+                f"schedule=gated: {name} is no plain convolution; ignore=[{name}] or schedule=fade"
+            )
         gates[name] = gate = Gate(conv.weight)
         network.add_submodule(f"gate_{number}", gate)
         network.add_submodule(f"gated_{number}", GatedConv(conv, gate))
@@ -111,7 +121,8 @@ def gated(
         last.replace_all_uses_with(closing)
         closing.args = (last,)
         # Those with another padding are rare: what lies before them hears of masked filters, too.
-        if conv.padding_mode == "zeros" and not isinstance(conv.padding, str):
+        plain = type(conv) is nn.Conv2d and conv.padding_mode == "zeros"
+        if plain and not isinstance(conv.padding, str):
             nodes[name].target = f"gated_{number}"
     network.recompile()
     return network, gates

@@ -6,7 +6,7 @@ its channel is zero, and nothing has to be folded into the layers that read it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 
 from fpgm.graph import operations as ops
 from fpgm.graph.trace import ChannelGraph
+from fpgm.networks.weights import parameters_of
 from fpgm.pruning.method import Trained
 
 
@@ -74,8 +75,7 @@ class Silence:
             if not here.any():
                 continue
             names = (name, *tails[name].norms) if weights else tails[name].norms
-            modules = [trained.network.get_submodule(n) for n in names]
-            for parameter in (p for module in modules for p in _own(module)):
+            for parameter in (p for n in names for p in parameters_of(trained.network, n)):
                 shape = (-1, *[1] * (parameter.dim() - 1))
                 self._parameters.append(parameter)
                 self._stays.append(
@@ -117,7 +117,3 @@ class Silence:
         gradients = [gradient for gradient, _ in pairs if gradient is not None]
         if gradients:
             torch._foreach_mul_(gradients, [s for gradient, s in pairs if gradient is not None])
-
-
-def _own(module: nn.Module) -> Iterator[nn.Parameter]:
-    return (p for p in (module.weight, module.bias) if isinstance(p, nn.Parameter))

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from fpgm.networks.weights import weight_of
 from fpgm.pruning.method import Trained
 
 
@@ -71,6 +72,4 @@ class Watch:
 
 
 def _weight(network: nn.Module, name: str) -> Tensor:
-    weight = network.get_submodule(name).weight
-    assert isinstance(weight, Tensor)
-    return weight
+    return weight_of(network, name)

@@ -21,6 +21,7 @@ from fpgm.graph.cost import cost
 from fpgm.graph.trace import trace
 from fpgm.graph.worth import Worth, worths
 from fpgm.machine.ranks import check_agreement, from_first
+from fpgm.networks.weights import weight_of
 from fpgm.pruning.latency import Latency, find
 from fpgm.pruning.method import Goal, Schedule, Task
 from fpgm.pruning.settling import Settle, Settling, Share
@@ -80,7 +81,7 @@ class Zeroing(Schedule):
         self._evidence: Evidence | None = None  # of the weights as they stand, once gathered
         self._worth: list[Worth] | None = None  # what a channel of each group costs
         if task.goal.prunes and self._criterion.views:
-            require(self._model, self._criterion.name, self.task.prunable.layers)
+            require(self._model, self._criterion.name, task.prunable.layers, task.image_shape)
         self.use(self._everything())
 
     # What the schedules differ in.
@@ -244,7 +245,7 @@ class Zeroing(Schedule):
         if goal.macs_target is None and (given or goal.latency is not None):
             return goal.rate
         # On the CPU: the analysis looks at every small result.
-        graph = trace(copy.deepcopy(self._model).cpu())
+        graph = trace(copy.deepcopy(self._model).cpu(), self.task.image_shape)
         dense = cost(graph.module, image)
 
         def macs(rate: float, align: int = goal.rule.align) -> int:
@@ -280,7 +281,7 @@ class Zeroing(Schedule):
         scores = {name: values.cpu() for name, values in scores.items()}
         if rule.cost != "none" and self._worth is None:
             # On the CPU: the analysis looks at every small result.
-            graph = trace(copy.deepcopy(self._model).cpu())
+            graph = trace(copy.deepcopy(self._model).cpu(), self.task.image_shape)
             self._worth = worths(graph, groups, cost(graph.module, self.task.image_shape))
         return highest(scores, rule, rate, groups, self._worth), scores
 
@@ -305,10 +306,8 @@ class Zeroing(Schedule):
         return self.widths
 
     def _everything(self) -> Keep:
-        weights = {
-            name: self._model.get_submodule(name).weight for name in self.task.prunable.layers
-        }
-        return {name: torch.arange(len(weight)) for name, weight in weights.items()}  # type: ignore[arg-type]
+        weights = {name: weight_of(self._model, name) for name in self.task.prunable.layers}
+        return {name: torch.arange(len(weight)) for name, weight in weights.items()}
 
     def _gathered(self) -> Evidence:
         """What the criterion looks at beside the weights: the first rank's, so that all agree."""
@@ -317,7 +316,10 @@ class Zeroing(Schedule):
         evidence: Evidence = {}
         if self.task.ranks.first:
             names = [self._criterion.name]
-            evidence = gather(self._model, names, self.task.shown(), self.task.prunable.layers)
+            evidence = gather(
+                self._model, names, self.task.shown(), self.task.prunable.layers,
+                self.task.image_shape,
+            )  # fmt: skip
         shared: Evidence = from_first(evidence, self.task.ranks)
         return shared
 
@@ -341,7 +343,7 @@ class Zeroing(Schedule):
     @torch.no_grad()
     def _clear_momentum(self) -> None:
         for name, mask in self._masks.items():
-            weight: Any = self._model.get_submodule(name).weight
+            weight = weight_of(self._model, name)
             buffer = self.task.full.optimizer.state[weight].get("momentum_buffer")
             if buffer is not None:
                 buffer[mask] = 0

@@ -19,6 +19,7 @@ from fpgm.graph.cost import cost as cost_of
 from fpgm.graph.groups import RESIDUAL, Group, prunable
 from fpgm.graph.trace import trace
 from fpgm.graph.worth import Worth, worths
+from fpgm.networks.weights import weight_of
 from fpgm.selection.ranking import (
     best,
     group_scores,
@@ -74,7 +75,7 @@ def select(
     tied = prunable(graph, residual, ignore)
     rule = rule.for_network({name: graph.filters(name) for name in tied.layers}, tied.kept_full)
     worth = worths(graph, tied.groups, cost_of(model, image)) if image is not None else None
-    scores = score(model, rule, rate, tied.groups, evidence)
+    scores = score(model, rule, rate, tied.groups, evidence, image)
     return highest(scores, rule, rate, tied.groups, worth)
 
 
@@ -84,12 +85,13 @@ def score(
     rate: float,
     groups: Sequence[Group],
     evidence: Evidence | None = None,
+    image: tuple[int, int, int] | None = None,
 ) -> dict[str, Tensor]:
     """The scores that `select` goes by: convolution -> (N,) float64. Raises Error."""
     criterion = rule.scored_by
     layers = list(dict.fromkeys(name for group in groups for name, _ in group.members))
     if criterion.views and evidence is None:
-        evidence = _without_images(model, criterion, layers)
+        evidence = _without_images(model, criterion, layers, image)
     scores = {
         name: _scores(model, name, criterion, rule, rate, (evidence or {}).get(name, {}))
         for name in layers
@@ -98,10 +100,7 @@ def score(
         return scores
     # Among layers, or beside a number, even the geometric median does not put a zeroed filter
     # lowest.
-    return {
-        name: below_live(values, model.get_submodule(name).weight)  # type: ignore[arg-type]
-        for name, values in scores.items()
-    }
+    return {name: below_live(values, weight_of(model, name)) for name, values in scores.items()}
 
 
 def highest(
@@ -178,9 +177,13 @@ def kept_counts(groups: Sequence[Group], rule: Rule, rate: float) -> list[int]:
     targets = {name: rule.kept_of(name, sizes[name], rate) for name in sizes}
     named = {name for name in sizes if name in rule.rates or name in rule.widths}
     undecided, decided = Counter(sizes), Counter[str]()
-    counts, deciding, steps = [], {}, {}
+    counts: list[int] = []
+    deciding: dict[str, str] = {}
+    steps: dict[str, int] = {}
     for group in groups:
-        layer = min(group.filters, key=lambda name: (sizes[name], name not in named, -targets[name]))
+        layer = min(
+            group.filters, key=lambda name: (sizes[name], name not in named, -targets[name])
+        )
         target = targets[layer]
         if target == 0:
             asked = rule.rates.get(layer, rate)
@@ -226,8 +229,7 @@ def _scores(
     rate: float,
     evidence: Mapping[str, Tensor],
 ) -> Tensor:
-    weight = model.get_submodule(name).weight
-    assert isinstance(weight, Tensor)
+    weight = weight_of(model, name)
     lacking = next((parameter for parameter in criterion.views if parameter not in evidence), None)
     if lacking is not None:
         raise Error(f"criterion={rule.criterion}: the evidence has no {lacking} of {name}")
@@ -236,7 +238,9 @@ def _scores(
     share = rule.rate_of(name, rate, len(weight))
     offered = {"rate": share, "seed": zlib.crc32(f"{rule.seed}/{name}".encode())}
     given = {key: offered[key] for key in criterion.given}
-    scores = criterion(weight, **looked_at, **given, **rule.options)
+    # A linear layer is a convolution of one pixel.
+    filters = weight if weight.dim() == 4 else weight[:, :, None, None]
+    scores = criterion(filters, **looked_at, **given, **rule.options)
     # -inf is a score, that of a filter that is pruned already (see fpgm.criteria).
     if not weight.isfinite().all() or not (scores < torch.inf).all():
         raise Error(
@@ -246,13 +250,18 @@ def _scores(
     return scores
 
 
-def _without_images(model: nn.Module, criterion: Criterion, layers: Iterable[str]) -> Evidence:
+def _without_images(
+    model: nn.Module,
+    criterion: Criterion,
+    layers: Iterable[str],
+    image: tuple[int, int, int] | None,
+) -> Evidence:
     """What the network itself shows, without data. Raises Error."""
     layers = list(layers)
-    require(model, criterion.name, layers)
+    require(model, criterion.name, layers, image)
     if criterion.reads_images:
         raise Error(
             f"criterion={criterion.name}: looks at images, give "
             f"evidence=fpgm.evidence.gather(model, [{criterion.name!r}], batches)"
         )
-    return gather(model, [criterion.name], layers=layers)
+    return gather(model, [criterion.name], layers=layers, image=image)

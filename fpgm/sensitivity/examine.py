@@ -67,8 +67,8 @@ def examine(subject: Subject, settings: Settings, command: str) -> Study:
     keep_freed_memory()
     if not settings.criteria:
         settings = replace(settings, criteria=(str(subject.config["criterion"]["name"]),))
-    graph = trace(subject.model)
-    filters = {name: graph.filters(name) for _, name in graph.convolutions()}
+    graph = trace(subject.model, subject.images.image_shape)
+    filters = {name: graph.filters(name) for _, name in graph.writers()}
     tied = prunable(graph, settings.residual)
     found = units(tied.groups, filters)
     if not found:

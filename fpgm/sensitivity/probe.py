@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fpgm.graph.trace import ChannelGraph, trace
+from fpgm.graph.tracer import Image
 from fpgm.machine.device import autocast
 from fpgm.selection.zero import pruned
 
@@ -38,12 +39,14 @@ class Probe:
         self._labels = torch.cat([labels for _, labels in shown])
         inputs = [images for images, _ in shown]
         # In this order: what estimates BatchNorm goes ahead of what is measured with it.
-        again = _traced(model)
+        channels, height, width = inputs[0].shape[1:]
+        image = (channels, height, width)
+        again = _traced(model, image)
         self._learning = _Pass(again, [images for images, _ in training], learns=True)
         self._again = _Pass(again, inputs)
-        self._plain = _Pass(_traced(model), inputs)
+        self._plain = _Pass(_traced(model, image), inputs)
         self._passes = (self._learning, self._again, self._plain)
-        self._places = {name: place for place, name in self._plain.convolutions()}
+        self._places = {name: place for place, name in self._plain.writers()}
 
     @property
     def estimates(self) -> bool:
@@ -98,10 +101,10 @@ class _Pass:
         self._there: list[dict[fx.Node, object]] = [{source: images} for images in self._inputs]
         self.place = 0
 
-    def convolutions(self) -> Iterator[tuple[int, str]]:
+    def writers(self) -> Iterator[tuple[int, str]]:
         """The place of each among the nodes, and its name."""
         places = {node: place for place, node in enumerate(self._nodes)}
-        return ((places[node], name) for node, name in self._graph.convolutions())
+        return ((places[node], name) for node, name in self._graph.writers())
 
     def norms(self, start: int, stop: int | None = None) -> list[Norm]:
         """The BatchNorms that are called between two places."""
@@ -157,9 +160,9 @@ class _Pass:
         return now
 
 
-def _traced(model: nn.Module) -> ChannelGraph:
+def _traced(model: nn.Module, image: Image) -> ChannelGraph:
     """A copy of its own, in eval mode."""
-    return trace(copy.deepcopy(model).eval().requires_grad_(False))
+    return trace(copy.deepcopy(model).eval().requires_grad_(False), image)
 
 
 @contextlib.contextmanager

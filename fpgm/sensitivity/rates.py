@@ -55,7 +55,7 @@ def plan(
     beyond the last of whose points no layer goes. Raises BudgetError that names the least.
     """
     # On the CPU: the analysis looks at every small result.
-    graph = trace(copy.deepcopy(model).cpu())
+    graph = trace(copy.deepcopy(model).cpu(), image)
     dense = cost(graph.module, image)
     widths = [_widths(unit, choose, points(rows, unit.name, rule.criterion)) for unit in units]
 

@@ -121,15 +121,18 @@ def pair(request: Request, seed: int = 0) -> Pair:
             + (f"--image {usual}" if given != usual else "--image with the size it is made for")
         ) from error
     try:
-        keep = select(dense, rate=request.rate, residual=request.residual, align=request.align)
+        keep = select(
+            dense, rate=request.rate, residual=request.residual, align=request.align,
+            image=request.shape,
+        )  # fmt: skip
     except Error as error:
         raise ShippingError(f"--arch {request.arch}: {error}") from error
-    small = compact(dense, keep)
+    small = compact(dense, keep, image=request.shape)
     before, after = (cost(network, request.shape) for network in (dense, small))
     closed_form = None
     if (request.residual, request.align) == (RESIDUAL[0], 1):
         layers = {layer.name: layer.macs for layer in before.layers}
-        graph = trace(dense)
+        graph = trace(dense, request.shape)
         rates = dict.fromkeys(prunable(graph).layers, request.rate)
         closed_form = paper_reduction(graph, layers, rates)
     return Pair(request, dense, small, (before.macs, after.macs), closed_form)

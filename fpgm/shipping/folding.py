@@ -9,7 +9,7 @@ from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from fpgm.graph.trace import trace
-from fpgm.networks.layers import BorderConv2d
+from fpgm.networks.layers import BorderConv2d, SameConv2d
 
 
 @torch.no_grad()
@@ -26,7 +26,7 @@ def fold(model: nn.Module) -> fx.GraphModule:
         once = calls.count(str(node.target)) == calls.count(str(before.target)) == 1
         if not (type(norm) is nn.BatchNorm2d and once and len(before.users) == 1):
             continue
-        if type(conv) not in (nn.Conv2d, BorderConv2d) or norm.running_mean is None:
+        if type(conv) not in (nn.Conv2d, SameConv2d, BorderConv2d) or norm.running_mean is None:
             continue
         assert isinstance(conv, nn.Conv2d)
         _fold_into(conv, norm)

@@ -76,7 +76,7 @@ def tune(
     which widths to round up. Raises ShippingError, and ShippingError for too large a batch.
     """
     with evaluating(model):
-        graph = trace(model)
+        graph = trace(model, target.image)
         keep = {name: kept.cpu() for name, kept in keep.items()}
         groups = prunable(graph, "independent").groups if groups is None else groups
         full = Form("full width", (), everything(graph, keep))
@@ -123,7 +123,7 @@ def _timed(
     model: nn.Module, keep: Mapping[str, Tensor], forms: Iterable[Form], target: Target
 ) -> dict[str, dict[str, Any]]:
     """The forms' times, taken in turn: {form, macs, ms} by name."""
-    networks = {form.name: compact(model, keep, form.ballast) for form in forms}
+    networks = {form.name: compact(model, keep, form.ballast, target.image) for form in forms}
     make = RUNTIMES[target.runtime]
     bar = tqdm(networks.values(), f"forms for {target.runtime}", leave=False, disable=None)
     runners = [make(network, target.image, target.threads) for network in bar]

@@ -26,6 +26,7 @@ from fpgm.graph.groups import Group
 from fpgm.graph.owners import Reads, channels
 from fpgm.graph.trace import ChannelGraph, trace
 from fpgm.networks.modes import evaluating
+from fpgm.networks.weights import weight_of
 from fpgm.selection.ranking import ascending, least_kept
 from fpgm.shipping.knapsack import Times, Widths, widths_within
 from fpgm.shipping.latency import side_by_side
@@ -92,7 +93,8 @@ def both_apart(model: nn.Module, keep: Keep, ballast: Keep, target: Target) -> t
 
 def _both(model: nn.Module, keep: Keep, ballast: Keep, target: Target) -> tuple[float, float]:
     everything = {name: torch.arange(len(w)) for name, w in _weights(model, keep)}
-    networks = compact(model, everything), compact(model, keep, ballast)
+    dense = compact(model, everything, image=target.image)
+    networks = dense, compact(model, keep, ballast, target.image)
     make = RUNTIMES[target.runtime]
     runners = [make(network, target.image, target.threads) for network in networks]
     seconds = side_by_side(runners, torch.randn(target.batch, *target.image))
@@ -102,8 +104,7 @@ def _both(model: nn.Module, keep: Keep, ballast: Keep, target: Target) -> tuple[
 
 def _weights(model: nn.Module, keep: Keep) -> Iterator[tuple[str, Tensor]]:
     for name in keep:
-        weight = model.get_submodule(name).weight
-        assert isinstance(weight, Tensor)
+        weight = weight_of(model, name)
         yield name, weight
 
 
@@ -133,8 +134,8 @@ def found(
     model is changed. Raises BudgetError that names what can be reached, ShippingError.
     """
     with evaluating(model):
-        graph = trace(model)
         target, share = wanted.target, wanted.share
+        graph = trace(model, target.image)
         options = [_options(group, wanted) for group in groups]
         values = [_values(g, s, row) for g, s, row in zip(groups, scores, options, strict=True)]
         times = predicted(graph, groups, options, wanted, table)

@@ -24,6 +24,7 @@ from fpgm.criteria.evidence import gather, missing
 from fpgm.errors import Error
 from fpgm.graph.groups import prunable
 from fpgm.graph.trace import trace
+from fpgm.networks.weights import weight_of
 from fpgm.selection.ranking import levelled
 from fpgm.study.agreement import Array
 from fpgm.study.settings import Settings
@@ -122,9 +123,7 @@ def live_layers(model: nn.Module, names: Iterable[str]) -> tuple[list[Layer], di
     """
     layers, left = [], {}
     for name in names:
-        weight = model.get_submodule(name).weight
-        assert isinstance(weight, Tensor)
-        weight = weight.detach().float().cpu()
+        weight = weight_of(model, name).detach().float().cpu()
         bad = int((~weight.isfinite()).sum())
         if bad:
             raise Error(

@@ -41,7 +41,7 @@ def finish(task: Task, run: Run) -> dict[str, Any]:
     # The form that is shipped: as cut, or with ballast where that is faster.
     tuned, problems = tune_for(task) if task.config.tune else (None, [])
     ballast = tuned.ballast if tuned else {}
-    small = compact(model, keep, ballast)
+    small = compact(model, keep, ballast, images.image_shape)
     # Both networks are asked and saved before anything is judged.
     (full, labels), (reduced, _) = logits(model, images), logits(small, images)
     more = {"ballast": ballast} if ballast else {}
@@ -96,13 +96,13 @@ def _paper_macs(task: Task, dense: Cost) -> float | None:
     filters = {layer.name: layer.filters for layer in dense.layers}
     rates = {name: rule.rate_of(name, c.rate, filters[name]) for name in task.schedule.keep}
     macs = {layer.name: layer.macs for layer in dense.layers}
-    return paper_reduction(trace(task.full.network), macs, rates)
+    return paper_reduction(trace(task.full.network, task.image_shape), macs, rates)
 
 
 def save(task: Task, name: str, network: nn.Module, more: dict[str, Any]) -> int:
     """Write what fpgm.load reads: tensors and plain values. Returns the file's bytes."""
     about = {"arch": task.arch, "keep": task.schedule.keep, **more}
-    about["preprocessing"] = task.images.preprocessing()
+    about |= {"preprocessing": task.images.preprocessing(), "image": list(task.image_shape)}
     weights = {key: value.cpu() for key, value in network.state_dict().items()}
     checkpoint.write(task.directory / name, {**about, "state_dict": weights})
     return (task.directory / name).stat().st_size

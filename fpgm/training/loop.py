@@ -62,7 +62,8 @@ def _announce(task: Task, run: Run) -> None:
     machine = precision_name(task.device, task.precision)
     processes = f", {task.ranks.world} processes" if task.ranks.world > 1 else ""
     rate = task.schedule.full_rate()
-    dense, graph = cost(task.full.network, task.image_shape), trace(task.full.network)
+    network, image = task.full.network, task.image_shape
+    dense, graph = cost(network, image), trace(network, image)
     small = analyse(graph, task.schedule.expected()).macs(dense)
     where = f"{task.device.type} {machine}{processes}"
     images = summary(task.images)

@@ -286,7 +286,7 @@ def prepare(
     }
     full = _network(config, arch, images, fresh=state is None)
     precision = choose_precision(config.precision, images.device)
-    graph = trace(full.network)
+    graph = trace(full.network, images.image_shape)
     groups = prunable(graph, config.residual, config.ignore)
     goal = goal_of(config)
     filters = {name: graph.filters(name) for name in groups.layers}

@@ -43,6 +43,9 @@ class Texts(Algebra[str]):
     def padded(self, node, source, front, back):
         return f"{front}<{source}>{back}"
 
+    def chosen(self, node, source, channels):
+        return f"{source}{list(channels)}"
+
     def met(self, node, a, b):
         return None if "deep" in a else f"{a}.{b}"
 
