@@ -126,6 +126,8 @@ for _target in (*TWINS, operator.ipow, operator.ifloordiv, operator.imod):
 class InplaceTracer(fx.Tracer):
     """torch.fx's tracer, with proxies that see what is overwritten."""
 
+    record_stack_traces = True  # fpgm.structure names the lines
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """torch's own layers, and those of a network that is compact already."""
         ours = isinstance(m, BorderConv2d | Expand | Pick)
