@@ -5,8 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fpgm.errors import Error
+
+if TYPE_CHECKING:
+    from fpgm.structure.parts import Structure
 
 EPILOG = """\
 fpgm-explain resnet56 --residual shared
@@ -42,6 +46,36 @@ def parser() -> argparse.ArgumentParser:
 def explain(words: argparse.Namespace) -> str:
     """What is to be printed of a network. Raises Error, also where nothing can be pruned, and
     OSError."""
+    _check(words)
+    from fpgm.structure.parts import take_apart, tried
+    from fpgm.structure.subject import find, sized
+    from fpgm.structure.text import as_json, text
+
+    subject = find(words.model)
+    image = sized(subject, words.image)
+    try:
+        structure = take_apart(subject, image, words.residual, words.ignore)
+        if structure.bundles:
+            structure = tried(structure, subject.model, words.rate)
+    except Error as error:
+        raise Error(f"{words.model}: {error}") from error
+    written = ""
+    if words.page is not None:
+        from fpgm.runs.files import write_text
+        from fpgm.structure.drawing import html
+
+        words.page.parent.mkdir(parents=True, exist_ok=True)
+        write_text(words.page, html(structure))
+        written = f"{words.page} shows it all, with the graph drawn"
+    if not structure.bundles:
+        raise Error(f"{words.model}: {_nothing(structure)}{written and f'; {written}'}")
+    if words.json:
+        return as_json(structure)
+    return "\n\n".join([text(structure, words.all), *filter(None, [written])])
+
+
+def _check(words: argparse.Namespace) -> None:
+    """Raise Error for a value that is none."""
     from fpgm.graph.groups import RESIDUAL
 
     if words.residual not in RESIDUAL:
@@ -50,35 +84,15 @@ def explain(words: argparse.Namespace) -> str:
         raise Error(f"--rate {words.rate:g}: at least 0 and below 1, for example --rate 0.4")
     if words.page is not None and words.page.suffix != ".html":
         raise Error(f"--page {words.page}: a file that ends in .html")
-    from fpgm.structure.parts import take_apart
-    from fpgm.structure.subject import find, sized
-    from fpgm.structure.text import text
 
-    subject = find(words.model)
-    image = sized(subject, words.image)
-    try:
-        structure = take_apart(subject, image, words.residual, words.ignore, words.rate)
-    except Error as error:
-        raise Error(f"{words.model}: {error}") from error
-    if words.page is not None:
-        from fpgm.runs.files import write_text
-        from fpgm.structure.drawing import html
 
-        words.page.parent.mkdir(parents=True, exist_ok=True)
-        write_text(words.page, html(structure))
-    if not structure.bundles:
-        first = next(iter(structure.whole), None)
-        reason = "it has no convolution" if first is None else f"{first.layer}: {first.reason}"
-        where = f" ({first.place})" if first is not None and first.place is not None else ""
-        others = f", and {len(structure.whole) - 1} more layers" if structure.whole[1:] else ""
-        raise Error(f"{words.model}: nothing can be pruned: {reason}{where}{others}")
-    if words.json:
-        from fpgm.structure.text import as_json
-
-        return as_json(structure)
-    lines = [text(structure, words.all)]
-    lines += [f"{words.page} shows it with the graph drawn"] if words.page is not None else []
-    return "\n\n".join(lines)
+def _nothing(structure: Structure) -> str:
+    """Why nothing can be pruned: the first reason of all."""
+    if not structure.whole:
+        return "nothing can be pruned: it has no convolution"
+    first = structure.whole[0]
+    where = f" ({first.place})" if first.place is not None else ""
+    return f"nothing can be pruned, {first.layer} first: {first.reason}{where}"
 
 
 def main(argv: list[str] | None = None) -> None:

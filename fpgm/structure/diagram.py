@@ -143,7 +143,7 @@ def _part(nodes: list[fx.Node], structure: Structure) -> Part:
         return Part((f"{node.name}: {'x'.join(map(str, structure.image))}",), "join", ())
     if kind in _SIGNS:
         return Part((_SIGNS[kind],), "join", (node.name, *_where(node)))
-    words = list(dict.fromkeys(_operation(n) for n in nodes))
+    words = list(dict.fromkeys(_operation(n, graph) for n in nodes))
     told = ", ".join(words[:3]) + (", ..." if words[3:] else "")
     details = (
         "pruning does not understand this",
@@ -173,9 +173,12 @@ def _layer(
     return Part((_short(name), text), look, (name, cost, *groups, *_where(node)), hue)
 
 
-def _operation(node: fx.Node) -> str:
-    target = node.target
-    return str(target) if isinstance(target, str) else getattr(target, "__name__", node.name)
+def _operation(node: fx.Node, graph: ChannelGraph) -> str:
+    """As the network's author would call it."""
+    module, target = graph.called(node), node.target
+    if module is not None:
+        return type(module).__name__
+    return target if isinstance(target, str) else getattr(target, "__name__", node.name)
 
 
 def _short(name: str) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import fx, nn
 
@@ -15,7 +15,7 @@ from fpgm.compaction.compact import compact
 from fpgm.graph import operations as ops
 from fpgm.graph.cost import Cost, cost
 from fpgm.graph.flow import follow
-from fpgm.graph.groups import Group, Prunable, prunable
+from fpgm.graph.groups import RESIDUAL, Group, Prunable, prunable
 from fpgm.graph.trace import ChannelGraph, trace
 from fpgm.graph.worth import Filters, Writers, worths
 from fpgm.selection.select import select
@@ -54,18 +54,20 @@ class Whole:
 
 @dataclass(frozen=True)
 class Structure:
-    """others: what is no convolution, by name -> MACs; rate, after: what a rate would come to."""
+    """others: what is no convolution, by name -> MACs; rate, after: what a rate comes to, where it
+    was tried."""
 
     name: str
     image: Image
     residual: str
+    ignore: tuple[str, ...]
     dense: Cost
     bundles: tuple[Bundle, ...]
     whole: tuple[Whole, ...]
     others: dict[str, int]
-    rate: float
-    after: Cost | None
     graph: ChannelGraph
+    rate: float = 0.0
+    after: Cost | None = None
 
     @property
     def prunable(self) -> float:
@@ -78,7 +80,7 @@ class Structure:
 
 
 def take_apart(
-    subject: Subject, image: Image, residual: str, ignore: Sequence[str], rate: float
+    subject: Subject, image: Image, residual: str = RESIDUAL[0], ignore: Sequence[str] = ()
 ) -> Structure:
     """What of a network can be pruned, on images of (C, H, W). Raises Error."""
     model = subject.model
@@ -91,14 +93,18 @@ def take_apart(
     bundles = _bundles(graph, tied.groups, dense, macs)
     whole = _whole(model, graph, tied, macs)
     named = {*tied.layers, *(one.layer for one in whole)}
-    after = None
-    if bundles:
-        keep = select(model, rate=rate, residual=residual, ignore=ignore)
-        after = cost(compact(model, keep), image)
     others = {name: count for name, count in macs.items() if name not in named}
     return Structure(
-        subject.name, image, residual, dense, bundles, whole, others, rate, after, graph
+        subject.name, image, residual, tuple(ignore), dense, bundles, whole, others, graph
     )
+
+
+def tried(structure: Structure, model: nn.Module, rate: float) -> Structure:
+    """The same with what is left of the network, by the default criterion, at this rate of every
+    layer. Raises Error."""
+    keep = select(model, rate=rate, residual=structure.residual, ignore=structure.ignore)
+    small = compact(model, keep)
+    return replace(structure, rate=rate, after=cost(small, structure.image))
 
 
 def _bundles(

@@ -40,14 +40,17 @@ def find(given: str) -> Subject:
     """A network of fpgm or of torchvision by its name, timm:NAME, package.module:function, a run
     directory or a checkpoint of fpgm. Raises Error."""
     path = Path(given).expanduser()
-    if path.exists():
-        model, image = _from_disk(path)
-    elif given.startswith("timm:"):
-        model, image = _of_timm(given), LARGE
-    elif ":" in given:
-        model, image = _own(given), LARGE
-    else:
-        model, image = _by_name(given)
+    # The same start each time: it decides which filters of a stream are the same ones.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        if path.exists():
+            model, image = _from_disk(path)
+        elif given.startswith("timm:"):
+            model, image = _of_timm(given), LARGE
+        elif ":" in given:
+            model, image = _own(given), LARGE
+        else:
+            model, image = _by_name(given)
     told = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
     size = dict(told).get("input_size") if isinstance(told, dict) else None
     return Subject(given, model.eval(), tuple(size) if size else image)

@@ -29,19 +29,23 @@ def text(structure: Structure, every: bool = False) -> str:
 
 
 def head(structure: Structure) -> list[str]:
-    """The network in two lines."""
+    """The network, and how much of it can be pruned: a line each."""
     dense, after = structure.dense, structure.after
     images = "x".join(map(str, structure.image))
     lines = [
         f"{structure.name} on images of {images}: {dense.macs:,} MACs, {dense.params:,} parameters",
     ]
+    count = len(structure.bundles)
+    if count == 0:
+        return [*lines, "nothing can be pruned"]
+    lines.append(
+        f"{percent(structure, structure.prunable)} of the MACs are of filters that can be pruned, "
+        f"in {count} group{'s' if count > 1 else ''} (residual={structure.residual})"
+    )
     if after is not None:
-        count = len(structure.bundles)
         lines.append(
-            f"{percent(structure, structure.prunable)} of the MACs are of filters that can be "
-            f"pruned, in {count} group{'s' if count > 1 else ''} (residual={structure.residual}); "
             f"rate={structure.rate:g} leaves {after.macs:,} MACs "
-            f"({percent(structure, after.macs)}), {after.params:,} parameters"
+            f"({percent(structure, after.macs)}) and {after.params:,} parameters"
         )
     return lines
 
