@@ -37,13 +37,15 @@ SIZES = {"mixed": 8, "spelled": 8, "functional": 16, "odd": 25} | dict.fromkeys(
 NETWORKS = [*zoo.FAMILIES, *OWN]
 # And where that is another network: those with streams.
 BOTH = [(name, "independent") for name in NETWORKS]
-BOTH += [(name, "shared") for name in ("resnet", "bottleneck", "mobilenet_v3", "regnet")]
+BOTH += [(name, "shared") for name in (
+    "resnet", "resnet20", "bottleneck", "mobilenet_v3", "regnet",
+)]  # fmt: skip
 
 
 @functools.cache
 def taken(name: str, residual: str = "independent") -> Structure:
     torch.manual_seed(0)
-    model = {**zoo.FAMILIES, **OWN}[name]().eval()
+    model = {**zoo.FAMILIES, **OWN, "resnet20": lambda: fpgm.model("resnet20")}[name]().eval()
     image = (3, SIZES.get(name, 12), SIZES.get(name, 12))
     return take_apart(Subject(name, model, image), image, residual)
 
@@ -156,6 +158,25 @@ def test_groups_of_several_layers_say_why(name: str, residual: str) -> None:
     assert all(bool(b.ties) == (len(b.layers) > 1) for b in taken(name, residual).bundles)
 
 
+class Itself(nn.Module):
+    """A product of what the same filters write, whose layers are one for another reason."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 4, 1)
+        self.b = nn.Conv2d(4, 4, 3, groups=4)
+        self.fc = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.b(self.a(x))
+        return self.fc((x * x.sigmoid()).mean((2, 3)))
+
+
+def test_what_is_multiplied_by_itself_is_not_tied_by_that() -> None:
+    (bundle,) = take_apart(Subject("it", Itself().eval(), (3, 8, 8)), (3, 8, 8)).bundles
+    assert (bundle.layers, bundle.ties) == (("a", "b"), ("depthwise",))
+
+
 def test_rate_comes_to_what_compaction_comes_to() -> None:
     model = fpgm.model("resnet20").eval()
     image = (3, 32, 32)
@@ -202,6 +223,13 @@ def test_page_is_whole_and_its_drawing_has_every_layer_once(name: str) -> None:
                structure.graph.kinds)}  # fmt: skip
     calls = [str(n.target) for n in structure.graph.kinds if str(n.target) in layers]
     assert sorted(boxes) == sorted(calls)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_numbers_of_pixels_and_parameters_are_no_boxes(name: str) -> None:
+    boxes, edges = drawn(taken(name).graph)
+    entries = set(range(len(boxes))) - {target for _, target in edges}
+    assert [boxes[entry][0].op for entry in entries] == ["placeholder"]
 
 
 def test_drawing_joins_what_the_network_joins() -> None:
