@@ -18,7 +18,7 @@ PACKAGE = ROOT / "fpgm"
 ORDER = [
     "errors", "keys", "page", "config", "networks", "machine", "graph", "data", "runs", "criteria",
     "selection", "compaction", "shipping", "pruning", "methods", "training", "cli", "report",
-    "study", "figures", "sensitivity",
+    "study", "figures", "sensitivity", "structure",
 ]  # fmt: skip
 
 FILES, LINES, FUNCTION, TOP, LEVELS = 12, 400, 50, 22, 10

@@ -11,6 +11,7 @@ fpgm-report       compare finished runs, with each other and with the papers
 fpgm-study        look at what a criterion sees in a network
 fpgm-figure       the papers' figures of a network: norms, and which feature maps are replaceable
 fpgm-sensitivity  what each layer alone can lose, and rates by layer that follow from it
+fpgm-explain      what of a network can be pruned, and why the rest cannot, with the line of code
 fpgm-export       the smaller network as ONNX or as torch.export's .pt2
 fpgm-latency      time the network before and after, by runtime"""
 

@@ -1,0 +1,1 @@
+"""What of a network can be pruned, group by group, and what cannot, with the line that says why."""

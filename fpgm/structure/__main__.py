@@ -1,0 +1,3 @@
+from fpgm.structure.command import main
+
+main()
