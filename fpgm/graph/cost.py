@@ -70,9 +70,8 @@ class _Counter(TorchDispatchMode):
         self.callers: list[tuple[str, type]] = []  # modules that are running, the innermost last
         self._modules = dict(model.named_modules())
         # A layer that is called as a function has the name that the graph gives it.
-        self._weights = {
-            id(p): _layer(n) for n, p in (*model.named_parameters(), *model.named_buffers())
-        }
+        tensors = (*model.named_parameters(), *model.named_buffers())
+        self._weights = {_memory(tensor): _layer(name) for name, tensor in tensors}
         self._formulas = FlopCounterMode(display=False).flop_registry
         self._calls: Counter[str] = Counter()
 
@@ -102,26 +101,34 @@ class _Counter(TorchDispatchMode):
             self._count(func.overloadpacket.__name__, args, output, macs)
         return output
 
+    def _function(self, caller: str, operation: str, args: Any) -> str:
+        """The name of a convolution or matrix product that no layer of torch's own calls."""
+        tensors = (a for a in args[1:] if isinstance(a, Tensor))
+        known = next((self._weights[m] for m in map(_memory, tensors) if m in self._weights), None)
+        name = known or (f"{caller}.{operation}" if caller else operation)
+        self._calls[name] += 1
+        return f"{name}_{self._calls[name] - 1}" if self._calls[name] > 1 else name
+
     def _count(self, operation: str, args: Any, output: Tensor, macs: int) -> None:
         name, kind = self.callers[-1]
         if kind is BorderConv2d and args[1] is self._modules[name].border:
             self.per_batch += macs
             return
-        weight = next((id(a) for a in args[1:] if id(a) in self._weights), None)
-        if not issubclass(kind, nn.Conv2d | nn.Linear) and weight is not None:
-            name = self._weights[weight]
-        elif not issubclass(kind, nn.Conv2d | nn.Linear):
-            name = f"{name}.{operation}" if name else operation
-            self._calls[name] += 1
-            name += f"_{self._calls[name] - 1}" if self._calls[name] > 1 else ""
+        if not issubclass(kind, nn.Conv2d | nn.Linear):
+            name = self._function(name, operation, args)
         filters = output.shape[1 if "conv" in operation else -1]
         self.layers.append(Layer(name, filters, macs))
 
 
+def _memory(tensor: Tensor) -> tuple[int, int, int]:
+    """Where a tensor lies, the same for its transpose."""
+    return tensor.untyped_storage()._cdata, int(tensor.storage_offset()), tensor.numel()
+
+
 def _layer(parameter: str) -> str:
     """The name of the layer whose weight it is, see graph.canonical."""
-    holder, _, attribute = parameter.rpartition(".")
-    return holder if holder and attribute == "weight" else parameter
+    holder, _, attribute = parameter.removeprefix("read_").rpartition(".")
+    return holder if holder and attribute == "weight" else parameter.removeprefix("read_")
 
 
 class _Watched(fx.Interpreter):

@@ -12,7 +12,7 @@ A depthwise filter always goes with the filter it reads, and the factors of a pr
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -72,52 +72,72 @@ def prunable(
     Error for a pattern that fits no convolution."""
     if residual not in RESIDUAL:
         raise ValueError(f"residual={residual}: choose one of {', '.join(RESIDUAL)}")
-    kept = kept_full(graph)
-    layers = [name for _, name in graph.writers()]
-    for pattern in ignore:
-        fitting = [name for name in layers if fnmatchcase(name, pattern)]
-        if not fitting and not any(fnmatchcase(name, pattern) for name in kept):
-            raise Error(f"ignore: {pattern} fits no layer; the layers are {', '.join(layers)}")
-        for name in fitting:
-            kept.setdefault(name, f"ignore={pattern}")
+    kept = kept_full(graph) | _ignored(graph, ignore)
     if residual != "shared":
         reason = "a projection shortcut, which the papers do not prune"
         kept.update({name: reason for name in projections(graph) if name not in kept})
     ties = _Ties(graph, residual)
     follow(graph, ties)
-    tied: dict[int, list[tuple[str, int]]] = defaultdict(list)
-    for name, channels in ties.filters.items():
-        for index, channel in enumerate(channels):
-            tied[ties.sets[channel]].append((name, index))
-    streams = {ties.sets[channel] for channel in ties.streams}
-    labels = ties.labels()
+    rows = _rows(ties)
+    streams = {ties.sets[channel] for channel in ties.streams} if residual == "inner" else set()
     factors = {name for node, name in graph.writers() if node in graph.flat}
-    # Filters of the same convolutions are one group; one that is kept whole keeps all of them.
-    gathered: dict[tuple[str, ...], list[tuple[int, list[int]]]] = defaultdict(list)
-    for root, filters in tied.items():
-        names = tuple(name for name, _ in filters)
-        held = next((name for name in names if name in kept), None)
-        if held is not None:
-            for name in names:
-                kept.setdefault(name, f"tied to {held}, which is kept: {kept[held]}")
-        elif residual == "inner" and root in streams:
-            kept.update(dict.fromkeys(names, "writes into a residual stream"))
-        elif factors.issuperset(names):
+    for names, channels in rows.items():
+        if factors.issuperset(names):
             kept.update(dict.fromkeys(names, "factors of channels that no filter writes"))
-        else:
-            gathered[names].append((root, [index for _, index in filters]))
-    shapes = _shapes(graph)
+        elif any(root in streams for root, _ in channels):
+            for name in names:
+                kept.setdefault(name, "writes into a residual stream")
+    _keep_tied(kept, rows)
+    shapes, labels = _shapes(graph), ties.labels()
     groups = []
-    for names, rows in gathered.items():
+    for names, channels in rows.items():
         if not any(name in kept for name in names):
-            rows, blocks = _in_blocks(rows, labels)
-            members = tuple(zip(names, torch.tensor([r for _, r in rows]).T, strict=True))
-            shape = (len(rows), *(shapes[name] for name in names))
+            ordered, blocks = _in_blocks(channels, labels)
+            indices = torch.tensor([filters for _, filters in ordered]).T
+            members = tuple(zip(names, indices, strict=True))
+            shape = (len(ordered), *(shapes[name] for name in names))
             groups.append(Group(members, shape, blocks))
     return Prunable(tuple(groups), kept)
 
 
+def _ignored(graph: ChannelGraph, patterns: Sequence[str]) -> dict[str, str]:
+    """Layer -> reason, of those that patterns fit. Raises Error for one that fits none."""
+    layers = [name for _, name in graph.writers()]
+    found: dict[str, str] = {}
+    for pattern in patterns:
+        fitting = [name for name in layers if fnmatchcase(name, pattern)]
+        if not fitting and not any(fnmatchcase(name, pattern) for name in kept_full(graph)):
+            raise Error(f"ignore: {pattern} fits no layer; the layers are {', '.join(layers)}")
+        for name in fitting:
+            found.setdefault(name, f"ignore={pattern}")
+    return found
+
+
 Rows = list[tuple[int, list[int]]]  # (channel, its filter in each member)
+
+
+def _rows(ties: _Ties) -> dict[tuple[str, ...], Rows]:
+    """The channels that filters write, those of the same layers together."""
+    tied: dict[int, list[tuple[str, int]]] = defaultdict(list)
+    for name, channels in ties.filters.items():
+        for index, channel in enumerate(channels):
+            tied[ties.sets[channel]].append((name, index))
+    rows: dict[tuple[str, ...], Rows] = defaultdict(list)
+    for root, filters in tied.items():
+        rows[tuple(name for name, _ in filters)].append((root, [index for _, index in filters]))
+    return rows
+
+
+def _keep_tied(kept: dict[str, str], rows: Iterable[tuple[str, ...]]) -> None:
+    """One layer that is kept whole keeps all that it is tied to."""
+    while True:
+        before = len(kept)
+        for names in rows:
+            held = next((name for name in names if name in kept), None)
+            for name in names if held is not None else ():
+                kept.setdefault(name, f"tied to {held}, which is kept: {kept[held or name]}")
+        if len(kept) == before:
+            return
 
 
 def _in_blocks(rows: Rows, labels: Mapping[int, tuple[int, ...]]) -> tuple[Rows, int]:

@@ -23,7 +23,7 @@ from fpgm.structure.places import Place, place
 from fpgm.structure.subject import Image, Subject
 
 # Operations that tie channels, in the words of a table.
-TIES = {ops.ADD: "add", ops.MUL: "product", ops.DEPTHWISE: "depthwise"}
+TIES = {ops.ADD: "add", ops.MUL: "product", ops.DEPTHWISE: "depthwise", ops.GROUPED: "grouped"}
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def take_apart(
 ) -> Structure:
     """What of a network can be pruned, on images of (C, H, W). Raises Error."""
     model = subject.model
-    graph = trace(model)
+    graph = trace(model, image)
     tied = prunable(graph, residual, ignore)
     dense = cost(model, image)
     macs: Counter[str] = Counter()
@@ -102,8 +102,9 @@ def take_apart(
 def tried(structure: Structure, model: nn.Module, rate: float) -> Structure:
     """The same with what is left of the network, by the default criterion, at this rate of every
     layer. Raises Error."""
-    keep = select(model, rate=rate, residual=structure.residual, ignore=structure.ignore)
-    small = compact(model, keep)
+    ignore, image = structure.ignore, structure.image
+    keep = select(model, rate=rate, residual=structure.residual, ignore=ignore, image=image)
+    small = compact(model, keep, image=image)
     return replace(structure, rate=rate, after=cost(small, structure.image))
 
 
@@ -117,13 +118,13 @@ def _bundles(
 
     widths: Counter[str] = Counter()  # a layer of several groups is divided among them
     for group in groups:
-        widths.update({name: len(group) for name, _ in group.members})
+        widths.update(group.filters)
     found = [
         (
-            tuple(sorted((name for name, _ in group.members), key=order)),
+            tuple(sorted(group.filters, key=order)),
             len(group),
             ties,
-            sum(macs[name] * len(group) / widths[name] for name, _ in group.members),
+            sum(macs[name] * count / widths[name] for name, count in group.filters.items()),
             worth.macs,
         )
         for group, ties, worth in zip(
@@ -154,9 +155,9 @@ def _ties(graph: ChannelGraph, groups: Sequence[Group]) -> list[tuple[str, ...]]
         return {owner[writer] for writer in writers if writer in owner}
 
     for node, kind in graph.kinds.items():
-        if kind == ops.DEPTHWISE:
+        if kind in (ops.DEPTHWISE, ops.GROUPED):
             for number, group in enumerate(groups):
-                if any(name == str(node.target) for name, _ in group.members):
+                if str(node.target) in group.filters:
                     kinds[number].add(kind)
         operands = [read for read in flow.read[node].values() if read is not None]
         if kind in (ops.ADD, ops.MUL) and len(operands) == 2:

@@ -34,7 +34,7 @@ class Place:
     def __str__(self) -> str:
         """As short as it is unmistakable: from here, or from where Python finds the package."""
         file = Path(self.file)
-        roots = [Path.cwd(), *sorted(map(Path, filter(None, sys.path)), key=_depth, reverse=True)]
+        roots = sorted([Path.cwd(), *map(Path, filter(None, sys.path))], key=_depth, reverse=True)
         root = next((root for root in roots if file.is_relative_to(root)), None)
         return f"{file.relative_to(root) if root else file}:{self.line}"
 

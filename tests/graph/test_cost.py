@@ -131,10 +131,10 @@ def test_functions_count_as_layers_do() -> None:
         ("stem", 8, 3 * 8 * 9 * 9 * 11),
         ("plain", 12, 8 * 12 * 9 * 4 * 5),
         ("grouped", 8, 12 // 2 * 8 * 9 * 2 * 3),
-        ("convolution", 6, 8 * 6 * 2 * 3),
-        ("mm", 5, 6 * 5),
-        ("mm_1", 6, 6 * 5),
-        ("mm_2", 5, 6 * 5),
+        ("kernel", 6, 8 * 6 * 2 * 3),
+        ("table", 5, 6 * 5),
+        ("table_1", 6, 6 * 5),
+        ("table_2", 5, 6 * 5),
     ]
 
 

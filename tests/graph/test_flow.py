@@ -164,9 +164,7 @@ def test_why_each_is_kept_whole() -> None:
     kept = kept_full(trace(Mysterious()))
     assert kept == {
         "shuffled": "its channels go into softmax, which pruning does not understand",
-        "fed": "its channels go into grouped, which pruning does not understand",
         "twice": "its weight is used twice",
-        "grouped": "a grouped convolution",
         "head": "its filters are outputs of the network",
     }
     assert kept_full(trace(Overwrites())) == {}
