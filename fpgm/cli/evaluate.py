@@ -39,7 +39,6 @@ fpgm-evaluate RUN dataset=image_folder dataset.root=DIR      other images of the
 """
 _OF_RUNS = ("compact.pt", "zeroed.pt")
 _STATES = ("last.pt", "previous.pt")  # of a run that is not done
-_MADE = ("mean", "std")
 
 
 @dataclass(frozen=True)
@@ -72,9 +71,12 @@ def evaluate(where: Path, words: Sequence[str]) -> Result:
     paths = _checkpoints(where)
     contents = [checkpoint.read(path, ("arch", "preprocessing")) for path in paths]
     made = contents[0]["preprocessing"]
-    values = _dataset(paths[0].parent, words, made)
+    given = _given(words)
+    values = _dataset(paths[0].parent, given, made)
     images = sets.load(choose_device("auto"), **config.dataset(values).model_dump())
-    notes = list(_differences(made, images))
+    notes = _differences(made, images)
+    if not given.keys() & {"mean", "std"}:
+        images = images.normalised_by(made["mean"], made["std"])
     rows = []
     for path, content in zip(paths, contents, strict=True):
         network = _network(path, content)
@@ -111,26 +113,29 @@ def _row(path: Path, network: nn.Module, images: Images) -> Row:
     return Row(str(path), top1, counted.macs, counted.params, path.stat().st_size)
 
 
-def _dataset(directory: Path, words: Sequence[str], made: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of a data set: of the one that is named, else of the run's own, and those given.
-    What is not given of a network's images is as it was trained: constants, size in pixels."""
+def _given(words: Sequence[str]) -> dict[str, Any]:
+    """Keys of a data set and their values; "" is the one that is chosen. Raises Error."""
     given = {}
     for word in OverridesParser.create().parse_overrides([quoted(word) for word in words]):
         group, _, key = word.key_or_group.partition(".")
         if group != "dataset" or word.is_sweep_override() or word.is_delete():
             raise Error(f"{word.input_line}: give dataset=NAME and dataset.KEY=VALUE")
         given[key] = word.value()
-    name = given.pop("", None)
-    if name is not None:
-        values = _composed(f"dataset={name}")
+    return given
+
+
+def _dataset(directory: Path, given: Mapping[str, Any], made: Mapping[str, Any]) -> dict[str, Any]:
+    """All keys: of the data set that is named, else of the run's own, and those given. Images that
+    have no size of their own get that which the network was trained on."""
+    if "" in given:
+        values = _composed(f"dataset={given['']}")
     elif (directory / "config.yaml").exists():
         values = dict(read_config(directory)["dataset"])
     else:
         raise Error(f"{directory}: no config.yaml beside it; on which images? dataset=NAME")
-    values |= {key: list(made[key]) for key in _MADE}
     if values["name"] in ("image_folder", "imagenet"):
         values["image_size"] = made["image_shape"][1]
-    return values | given
+    return values | {key: value for key, value in given.items() if key}
 
 
 def _composed(word: str) -> dict[str, Any]:
@@ -141,7 +146,8 @@ def _composed(word: str) -> dict[str, Any]:
 
 
 def _differences(made: Mapping[str, Any], images: Images) -> list[str]:
-    """What is other than where the network was trained. Raises Error for other classes."""
+    """What is other than where the network was trained. Raises Error for other classes, and for
+    another number of channels."""
     theirs, ours = list(made["classes"]), list(images.classes)
     if len(theirs) != len(ours) or (theirs != ours and sorted(theirs) == sorted(ours)):
         order = " in another order" if len(theirs) == len(ours) else ""
@@ -153,6 +159,11 @@ def _differences(made: Mapping[str, Any], images: Images) -> list[str]:
     if theirs != ours:
         notes.append(f"classes are called {_few(ours)} here, {_few(theirs)} where it was trained")
     shape = tuple(made["image_shape"])
+    if shape[0] != images.image_shape[0]:
+        raise Error(
+            f"the network takes images of {shape[0]} channels, the data set has "
+            f"{images.image_shape[0]}; give one of the same images with dataset="
+        )
     if shape != images.image_shape:
         notes.append(f"images of {_by(images.image_shape)}, trained on {_by(shape)}")
     return notes

@@ -40,7 +40,7 @@ def run_name(words: Iterable[str]) -> str:
     parts = []
     for word in words:
         key, _, value = word.partition("=")
-        value = value.strip("'\"")
+        value = value.strip("'\"").replace("\\:", ":")  # Hydra's sweeper has it escaped
         if "/" in value:
             path = Path(value)  # a checkpoint says little without its run
             value = f"{path.parent.name}_{path.name}" if path.suffix == ".pt" else path.name
