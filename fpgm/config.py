@@ -6,7 +6,6 @@ The options of criteria and methods are not here: each declares its own by its s
 
 from __future__ import annotations
 
-import importlib
 import json
 import types
 import typing
@@ -18,7 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
-from fpgm.errors import Error, first_line, told
+from fpgm.errors import Error, first_line
 from fpgm.keys import network, network_words, suggestion
 
 
@@ -232,21 +231,6 @@ def checked(
     except ValidationError as error:
         return _lines(model, error, values, prefix)
     return []
-
-
-def imported(key: str, name: str) -> Any:
-    """What a name of one's own means, package.module:attribute. Raises Error that names the key,
-    and the line of a module that fails."""
-    module, _, attribute = name.partition(":")
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise Error(
-            f"{key}={name}: cannot be imported ({error}); PYTHONPATH=. finds the modules of this "
-            "directory"
-        ) from error
-    except Exception as error:  # whatever stands at the top of somebody's module
-        raise Error(f"{key}={name}: cannot be imported ({told(error)})") from error
 
 
 def dataset(values: Mapping[str, Any]) -> Dataset:

@@ -6,8 +6,10 @@ mistake); the other kinds are those that somebody catches.
 
 from __future__ import annotations
 
+import importlib
 import traceback
 from pathlib import Path
+from typing import Any
 
 
 class Error(Exception):
@@ -52,3 +54,18 @@ def told(error: Exception) -> str:
 
 
 _NOT_THEIRS = {"torch", "fpgm", "importlib", "<frozen importlib._bootstrap>"}
+
+
+def imported(key: str, name: str) -> Any:
+    """What a name of one's own means, package.module:attribute. Raises Error that names the key,
+    and the line of a module that fails."""
+    module, _, attribute = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise Error(
+            f"{key}={name}: cannot be imported ({error}); PYTHONPATH=. finds the modules of this "
+            "directory"
+        ) from error
+    except Exception as error:  # whatever stands at the top of somebody's module
+        raise Error(f"{key}={name}: cannot be imported ({told(error)})") from error

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
+import sys
+import sysconfig
+import typing
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from fpgm.config import imported
-from fpgm.errors import CheckpointError, Error, first_line, told
+from fpgm.errors import CheckpointError, Error, first_line, imported, told
 from fpgm.keys import network, network_options, suggestion
 
 TIMM = "timm:"
@@ -141,10 +145,41 @@ def _builder(name: str) -> Callable[..., Any]:
     module, _, attribute = name.partition(":")
     if not module or not attribute:
         raise Error(f"arch.build={name}: write package.module:function")
+    # A checkpoint may name it: what runs is the user's own code, or what says that it is a network.
+    if module.partition(".")[0] in sys.stdlib_module_names:
+        raise Error(f"arch.build={name}: is a part of Python, not a network")
     builder = imported("arch.build", name)
     if not callable(builder):
         raise Error(f"arch.build={name}: is {_article(builder)}, not a function or class")
+    if isinstance(builder, type) and not issubclass(builder, nn.Module):
+        raise Error(f"arch.build={name}: is a class, and not a torch.nn.Module")
+    if not isinstance(builder, type) and not _says_so(builder) and _installed(builder):
+        raise Error(
+            f"arch.build={name}: does not say that it returns a torch.nn.Module, as installed code "
+            "must; call it in a function of your own, or fpgm.load(FILE, MODEL)"
+        )
     return builder  # type: ignore[no-any-return]
+
+
+def _says_so(builder: Callable[..., Any]) -> bool:
+    """Whether a function is annotated to return a network."""
+    try:
+        returned = typing.get_type_hints(builder).get("return")
+    except Exception:  # annotations that name what is not there
+        return False
+    return isinstance(returned, type) and issubclass(returned, nn.Module)
+
+
+def _installed(builder: Callable[..., Any]) -> bool:
+    """Whether a function's code is not the user's: a package's, Python's, or not to be seen."""
+    while isinstance(builder, functools.partial):
+        builder = builder.func
+    code = getattr(inspect.unwrap(builder), "__code__", None)
+    if code is None:
+        return True
+    place = Path(code.co_filename).resolve()
+    python = Path(sysconfig.get_path("stdlib")).resolve()
+    return python in place.parents or bool({"site-packages", "dist-packages"} & {*place.parts})
 
 
 def _arguments(

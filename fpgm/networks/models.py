@@ -61,15 +61,19 @@ def check_size(
     except Exception as error:  # somebody else's network may raise anything
         if name in MODELS and not isinstance(error, RuntimeError):
             raise
-        why = "are too small for it" if name in MODELS else f"make it raise {told(error)}"
-        advice = "dataset.image_size=32 or arch=resnet20" if name in MODELS else "another size"
-        raise Error(f"arch={name}: images of {image[1]}x{image[2]} {why}; try {advice}") from error
+        if name not in MODELS:
+            shape = "x".join(map(str, image))
+            raise Error(f"arch={name}: images of {shape} make it raise {told(error)}") from error
+        raise Error(
+            f"arch={name}: images of {image[1]}x{image[2]} are too small for it; try "
+            "dataset.image_size=32 or arch=resnet20"
+        ) from error
     finally:
         network.train(training)
-    shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-    if classes is not None and shape != (1, classes):
+    given = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+    if classes is not None and given != (1, classes):
         raise Error(
-            f"arch={name}: gives {shape} for one image, not (1, {classes}), a number for each class"
+            f"arch={name}: gives {given} for one image, not (1, {classes}), a number for each class"
         )
 
 

@@ -30,6 +30,7 @@ from fpgm.machine.ranks import ALONE, Ranks, check_batch, from_first, spread
 from fpgm.methods import Goal, Method, Schedule, Trained
 from fpgm.networks import elsewhere
 from fpgm.networks.models import check_size
+from fpgm.networks.modes import partly_read
 from fpgm.pruning.compacted import CompactTraining
 from fpgm.pruning.latency import Latency
 from fpgm.runs import checkpoint
@@ -291,7 +292,7 @@ def prepare(
     }
     full = _network(config, arch, images, fresh=state is None)
     images = as_wanted(config, images, full.network, state)
-    precision = choose_precision(config.precision, images.device)
+    precision = _precision(config, full.network, images)
     graph = trace(full.network)
     groups = prunable(graph, config.residual, config.ignore)
     if config.prunes and not groups.layers:
@@ -360,6 +361,21 @@ def _network(config: Config, arch: dict[str, Any], images: Images, fresh: bool) 
         model.parameters(), o.lr, o.momentum, weight_decay=o.weight_decay, nesterov=o.nesterov
     )
     return Trained(model, optimizer)
+
+
+def _precision(config: Config, network: nn.Module, images: Images) -> torch.dtype | None:
+    """What to autocast to. In bf16 on a CPU torch leaves the gradients of a depthwise convolution's
+    taps that meet nothing but padding as they are in memory (2.14), and training takes them up."""
+    precision = choose_precision(config.precision, images.device)
+    if precision is None or images.device.type != "cpu":
+        return precision
+    name = partly_read(network, images.image_shape)
+    if name is not None and config.precision == "bf16":
+        raise Error(
+            f"precision=bf16: the kernel of {name} is wider than its maps, whose gradients torch "
+            "gets wrong in bf16 on a CPU; precision=float32, or larger images"
+        )
+    return precision if name is None else None
 
 
 def _methods(config: Config, task: Task) -> list[Method]:
