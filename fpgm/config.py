@@ -6,7 +6,6 @@ The options of criteria and methods are not here: each declares its own by its s
 
 from __future__ import annotations
 
-import importlib
 import json
 import types
 import typing
@@ -19,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
 from fpgm.errors import Error, first_line
-from fpgm.keys import suggestion
+from fpgm.keys import network, network_words, suggestion
 
 
 class _Section(BaseModel):
@@ -93,14 +92,16 @@ class Config(_Section):
     target_batch images; latency_table: times that were measured before (shipping.timetable);
     rates, widths, rounding, threshold, scope, scope_norm, scope_cost, floor, align: see
     selection.rule.Rule; ignore, residual: see graph.groups;
+    arch: a network by name, or a table {source: timm, name: ...}, {source: own, build:
+    module:function}, either with keyword arguments;
     schedule: the method that owns the selection; method: what else is done to the filters;
     epochs: 0 prunes a trained network and trains nothing;
-    pretrained: a run directory or a checkpoint to start from; tune: whether the compact
-    network gets the form that is fastest on `target` with batches of target_batch images; compile:
-    train with torch.compile."""
+    pretrained: a run directory or a checkpoint to start from, torchvision or timm; tune: whether
+    the compact network gets the form that is fastest on `target` with batches of target_batch
+    images; compile: train with torch.compile."""
 
     dataset: Dataset
-    arch: str
+    arch: str | dict[str, Any]
     criterion: Criterion
     schedule: Method
     method: dict[str, Method]
@@ -130,6 +131,11 @@ class Config(_Section):
     tune: bool
     target: Literal["torch", "onnxruntime", "openvino"]
     target_batch: int = Field(ge=1, examples=["1"])
+
+    @property
+    def network(self) -> str:
+        """What fpgm.model calls it: resnet20, timm:NAME, package.module:function."""
+        return network(self.arch)
 
     @property
     def by_hand(self) -> bool:
@@ -210,7 +216,8 @@ def _widths(given: str, values: Mapping[str, Any]) -> dict[str, int]:
 def _same_network(given: str, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
     for key in ("arch", "residual"):
         if key in theirs and theirs[key] != ours.get(key):
-            raise Error(f"{given}: is for {key}={theirs[key]}, not {key}={ours.get(key)}")
+            there, here = (network_words(one.get(key) or "") for one in (theirs, ours))
+            raise Error(f"{given}: is for {key}={there}, not {key}={here}")
 
 
 def checked(
@@ -224,18 +231,6 @@ def checked(
     except ValidationError as error:
         return _lines(model, error, values, prefix)
     return []
-
-
-def imported(key: str, name: str) -> Any:
-    """What a name of one's own means, package.module:attribute. Raises Error that names the key."""
-    module, _, attribute = name.partition(":")
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise Error(
-            f"{key}={name}: cannot be imported ({error}); PYTHONPATH=. finds the modules of this "
-            "directory"
-        ) from error
 
 
 def dataset(values: Mapping[str, Any]) -> Dataset:
@@ -310,6 +305,9 @@ def _lines(
     ]
 
 
+_OF_UNIONS = ("constrained-float", "str")  # parts of pydantic's paths that are no keys
+
+
 def _line(model: type[BaseModel], prefix: str, path: list[str], kind: str, given: Any) -> str:
     key, section = prefix + ".".join(path), model
     info: FieldInfo | None = None
@@ -327,7 +325,7 @@ def _line(model: type[BaseModel], prefix: str, path: list[str], kind: str, given
         siblings = list(section.model_fields)
         return f"{key}: no such key, {suggestion(path[-1], siblings)}"
     # Of a value that may be a list or a table pydantic names both, as list[int].
-    key = prefix + ".".join(p for p in path if "[" not in p and p != "constrained-float")
+    key = prefix + ".".join(p for p in path if "[" not in p and p not in _OF_UNIONS)
     table = kind == "dict_type" and (info is None or typing.get_origin(info.annotation) is dict)
     if table or kind in ("model_type", "model_attributes_type") or info is None:
         return f"{key}={given}: must be a group of keys ({key}.KEY=VALUE)"

@@ -40,3 +40,23 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+def network(arch: str | Mapping[str, Any]) -> str:
+    """A configuration's `arch` as the one word that fpgm.model takes: resnet20,
+    timm:mobilenetv3_large_100, package.module:function."""
+    if isinstance(arch, str):
+        return arch
+    return str(arch.get("build")) if arch.get("source") == "own" else f"timm:{arch.get('name')}"
+
+
+def network_options(arch: str | Mapping[str, Any]) -> dict[str, Any]:
+    """The keyword arguments that it is built with beside classes and channels."""
+    keys = ("source", "name", "build")
+    return {} if isinstance(arch, str) else {k: v for k, v in arch.items() if k not in keys}
+
+
+def network_words(arch: str | Mapping[str, Any]) -> str:
+    """Both, as a table names the network: resnet20, my_nets:tiny width=8."""
+    options = [f"{key}={value}" for key, value in flatten(network_options(arch)).items()]
+    return " ".join([network(arch), *options])

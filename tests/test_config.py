@@ -33,18 +33,21 @@ def options(group: str) -> list[str]:
 )  # fmt: skip
 def test_every_file_in_configs_makes_a_valid_run(word: str) -> None:
     root = ["dataset.root=x"]
-    extra = {"dataset=image_folder": root, "dataset=imagenet": root,
+    timm, own = ["arch.name=resnet18"], ["arch.build=own_networks:tiny"]
+    extra = {"arch=timm": timm, "arch=own": own,
+             "dataset=image_folder": root, "dataset=imagenet": root,
              "schedule=hard": ["pretrained=x"], "schedule=fade": ["pretrained=x"]}  # fmt: skip
     config = asked(compose(word, *extra.get(word, [])))
     group, option = word.split("=")
     value = getattr(config, group)
     value = value[option] if group == "method" else value
     if group != "optimizer" and option != "printed":
-        assert (value if isinstance(value, str) else value.name) == option
+        name = value["source"] if isinstance(value, dict) else getattr(value, "name", value)
+        assert name == option
 
 
 def test_every_network_and_criterion_is_offered_on_the_command_line() -> None:
-    assert options("arch") == sorted(MODELS)
+    assert options("arch") == sorted([*MODELS, "own", "timm"])
     assert options("criterion") == sorted(CRITERIA)
 
 

@@ -176,7 +176,7 @@ def main() -> None:
     if sys.argv[1:] == ["--version"]:
         print(f"fpgm {fpgm.__version__}")
         return
-    sys.argv[1:] = map(quoted, sys.argv[1:])
+    sys.argv[1:] = [quoted(grid.opened(word)) for word in sys.argv[1:]]
     completion.offer_choices()
     os.environ[_TRACEBACK] = os.environ.get("HYDRA_FULL_ERROR", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra's own errors come through to here

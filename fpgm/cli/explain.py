@@ -31,6 +31,8 @@ def explain(error: Exception) -> str:
         if not key:
             return str(error)
         keys, (group, _, option) = _keys(), key.partition(".")
+        if group == "arch":
+            return f"{key}: only with arch=timm arch.name=NAME or arch=own arch.build=MODULE:NAME"
         if key in keys and option:  # of another choice than the one made
             return f"{key}: the chosen {group} has no such key, see fpgm-train {group}=NAME --help"
         return f"{key}: no such key, {suggestion(key, keys)}"

@@ -7,6 +7,7 @@ from importlib.metadata import version
 
 COMMANDS = """\
 fpgm-train        train a CNN while pruning its filters, and write the smaller network
+fpgm-evaluate     accuracy, MACs, parameters and bytes of a run's networks, on any images
 fpgm-report       compare finished runs, with each other and with the papers
 fpgm-study        look at what a criterion sees in a network
 fpgm-figure       the papers' figures of a network: norms, and which feature maps are replaceable

@@ -22,9 +22,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from fpgm.config import checked, imported
+from fpgm.config import checked
 from fpgm.criteria.views import View
-from fpgm.errors import Error
+from fpgm.errors import Error, imported
 
 GIVEN = ("seed", "rate")  # by the selection, to the criteria that have such a parameter
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -53,6 +53,9 @@ class Images(Protocol):
     ) -> Batches:
         """The training images that are held out, as they are and in order; this rank's share.
         at_most: so many of them, evenly spaced, as they may lie in the order of their classes."""
+
+    def normalised_by(self, mean: Sequence[float], std: Sequence[float]) -> Images:
+        """The same images by other constants, (C,) of pixels in 0..1."""
 
     def preprocessing(self) -> dict[str, object]:
         """What a user of the network must know: channel means and deviations, size, classes."""

@@ -6,7 +6,8 @@ quarter of the memory and of the bus.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -77,6 +78,10 @@ class Data:
             return iter(())
         some = spaced(self.held_out_count, at_most).to(self.device)
         return self._in_order(self.held_images[some], self.held_labels[some], batch_size, ranks)
+
+    def normalised_by(self, mean: Sequence[float], std: Sequence[float]) -> Data:
+        constants = [torch.tensor(list(values), device=self.device) for values in (mean, std)]
+        return replace(self, mean=constants[0], std=constants[1])
 
     def preprocessing(self) -> dict[str, object]:
         return preprocessing(self.mean, self.std, self.image_shape, self.classes)

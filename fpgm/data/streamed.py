@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -87,6 +88,11 @@ class Stream:
     ) -> Batches:
         some = spaced(self.held_out_count, at_most).tolist()
         return self._in_order("held", some, batch_size, ranks)
+
+    def normalised_by(self, mean: Sequence[float], std: Sequence[float]) -> Stream:
+        other = copy.copy(self)  # with the same workers
+        other._mean, other._std = (torch.tensor(list(v), device=self.device) for v in (mean, std))
+        return other
 
     def preprocessing(self) -> dict[str, object]:
         return preprocessing(self._mean, self._std, self.image_shape, self.classes)

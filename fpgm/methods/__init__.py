@@ -9,8 +9,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-from fpgm.config import imported
-from fpgm.errors import Error
+from fpgm.errors import Error, imported
 from fpgm.pruning.method import Goal, Method, Schedule, Task, Trained
 
 __all__ = ["METHODS", "Goal", "Method", "Schedule", "Task", "Trained", "named"]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fpgm.keys import flatten
+from fpgm.keys import flatten, network_words
 from fpgm.report.collect import Found, changed
 from fpgm.report.paper import Published, counterpart, deviations, layers_named
 
@@ -223,11 +223,18 @@ def _is_baseline(config: Mapping[str, Any]) -> bool:
     return config["rate"] == 0 and all(config.get(key) in (None, [], {}) for key in others)
 
 
+NETWORKS = ("arch", "arch.name", "arch.build")  # the keys that say which one
+
+
 def look(config: Mapping[str, Any], without: str = "") -> tuple[str, str, str, str]:
     """network, method, rate, start. without: a key that is said elsewhere."""
     given = config["pretrained"]
-    start = {None: "scratch", "torchvision": "torchvision"}.get(given, "pretrained")
-    places = {"dataset.name": config["dataset"]["name"], "arch": config["arch"]}
+    start = {None: "scratch", "torchvision": given, "timm": given}.get(given, "pretrained")
+    arch = config["arch"]
+    if isinstance(arch, Mapping):
+        arch = {key: value for key, value in arch.items() if f"arch.{key}" != without}
+        without = "arch" if without in NETWORKS else without
+    places = {"dataset.name": config["dataset"]["name"], "arch": network_words(arch)}
     network = " ".join(value for key, value in places.items() if key != without)
     beside = [
         _named(f"method.{name}", {"name": name, **options}, without)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fpgm import page
 from fpgm.errors import Error
 from fpgm.keys import flatten, suggestion
-from fpgm.report.cells import Cell, Spread, identity, look, told_apart
+from fpgm.report.cells import NETWORKS, Cell, Spread, identity, look, told_apart
 from fpgm.report.table import Rows, Shown
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def _rest(values: Mapping[str, str], key: str) -> dict[str, str]:
     """What a line's cells have in common: all but the key, with a name also the options of what
     bears it, and with the network the baseline that a run has begun with."""
     options = key.removesuffix("name") if key.endswith(".name") else f"{key}."
-    hidden = {key, "pretrained"} if key in ("arch", "dataset.name") else {key}
+    hidden = {key, "pretrained"} if key in (*NETWORKS, "dataset.name") else {key}
     return {k: v for k, v in values.items() if k not in hidden and not k.startswith(options)}
 
 

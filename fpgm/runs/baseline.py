@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fpgm.errors import Error
-from fpgm.keys import flatten
+from fpgm.keys import flatten, network_words
 from fpgm.runs.run import read_config
 
 # What a baseline need not share with the run that starts from it.
@@ -72,10 +72,10 @@ def find_baseline(directory: Path, config: Mapping[str, Any], words: Iterable[st
             f"method={methods[0]}" if len(methods) == 1 else f"'method=[{','.join(methods)}]'"
         )
     kept.sort(key=lambda word: not word.startswith("experiment="))
+    network = f"arch={network_words(config.get('arch') or '')} seed={config.get('seed')}"
     raise Error(
-        f"pretrained={given}: no finished run at rate=0 of arch={config.get('arch')} "
-        f"seed={config.get('seed')} in {directory.parent}; make it with: "
-        f"fpgm-train {' '.join([*kept, 'rate=0'])}"
+        f"pretrained={given}: no finished run at rate=0 of {network} in {directory.parent}; make "
+        f"it with: fpgm-train {' '.join([*kept, 'rate=0'])}"
     )
 
 

@@ -40,7 +40,7 @@ def run_name(words: Iterable[str]) -> str:
     parts = []
     for word in words:
         key, _, value = word.partition("=")
-        value = value.strip("'\"")
+        value = value.strip("'\"").replace("\\:", ":")  # Hydra's sweeper has it escaped
         if "/" in value:
             path = Path(value)  # a checkpoint says little without its run
             value = f"{path.parent.name}_{path.name}" if path.suffix == ".pt" else path.name
@@ -48,6 +48,13 @@ def run_name(words: Iterable[str]) -> str:
     name = ",".join(sorted(parts)) or "default"
     # File systems end at 255 bytes.
     return name if len(name) <= 200 else f"{name[:190]},{zlib.crc32(name.encode()):08x}"
+
+
+def opened(word: str) -> str:
+    """arch.KEY=VALUE with the ++ that Hydra wants for a key that no file has: the arguments of a
+    network, which its function declares."""
+    arch, _, key = word.partition("=")[0].partition(".")
+    return f"++{word}" if arch == "arch" and key not in ("", "name", "build") else word
 
 
 def place(words: Sequence[str], rows: Sequence[Mapping[str, Any]] | None) -> tuple[str, str]:
@@ -73,7 +80,7 @@ def runs(rows: Sequence[Mapping[str, Any]]) -> list[Words]:
     for row in rows:
         values = [v if isinstance(v, list) else [v] for v in row.values()]
         for combination in itertools.product(*values):
-            words = [f"{key}={_word(v)}" for key, v in zip(row, combination, strict=True)]
+            words = [opened(f"{k}={_word(v)}") for k, v in zip(row, combination, strict=True)]
             unique.setdefault(frozenset(words), words)
     return list(unique.values())
 

@@ -13,7 +13,7 @@ from fpgm.criteria.evidence import Evidence, gather, require
 from fpgm.errors import Error
 from fpgm.graph.groups import Prunable, prunable
 from fpgm.graph.trace import trace
-from fpgm.keys import CONFIGS
+from fpgm.keys import CONFIGS, network_words
 from fpgm.machine.device import keep_freed_memory
 from fpgm.selection.rule import Rule
 from fpgm.sensitivity import rates as by_layer
@@ -83,11 +83,11 @@ def examine(subject: Subject, settings: Settings, command: str) -> Study:
     rows = curves(probe, found, choices, settings.rates)
     summary = _summary(subject, rows, sum(len(labels) for _, labels in shown), probe.estimates)
     about = {
-        "arch": str(subject.config["arch"]),
+        "arch": subject.config["arch"],
         "residual": settings.residual,
         "criterion": settings.criteria[0],
     }
-    source = f"{subject.directory}, {about['arch']}"
+    source = f"{subject.directory}, {network_words(about['arch'])}"
     if settings.limit is None:
         return Study(source, settings, filters, found, rows, summary, about)
     rule = replace(rules[about["criterion"]], align=settings.align)

@@ -83,8 +83,8 @@ def _by_name(arch: str, weights: str | None, seed: int) -> tuple[str, nn.Module]
 
 
 def _build(arch: str, num_classes: int = 10, in_channels: int = 3) -> nn.Module:
-    """fpgm's network of that name, else torchvision's."""
-    if arch in models.MODELS:
+    """fpgm's network of that name, timm:NAME, module:function, else torchvision's."""
+    if arch in models.MODELS or ":" in arch:
         return models.model(arch, num_classes, in_channels)
     names = torchvision.models.list_models(module=torchvision.models)
     if arch not in names:

@@ -93,6 +93,8 @@ def _paper_macs(task: Task, dense: Cost) -> float | None:
     theirs = (c.residual, c.align, c.macs_target, c.scope) == ("independent", 1, None, "layer")
     if not theirs or c.threshold is not None or c.latency_target is not None:
         return None
+    if not task.schedule.keep:
+        return None  # a network without a filter to prune
     filters = {layer.name: layer.filters for layer in dense.layers}
     rates = {name: rule.rate_of(name, c.rate, filters[name]) for name in task.schedule.keep}
     macs = {layer.name: layer.macs for layer in dense.layers}

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from fpgm.keys import network_words
 from fpgm.runs.run import SCHEMA
 
 if TYPE_CHECKING:
@@ -23,8 +24,9 @@ def opening_line(
     """What is about to happen: the rate found, the MACs (full width, compact) it will lead to."""
     dense, small = macs
     return (
-        f"{config.arch} on {config.dataset.name} ({images}), {config.criterion.name}, "
-        f"{config.schedule.name}, {_asked(config, rate)}: {dense:,} MACs -> about {small:,} "
+        f"{network_words(config.arch)} on {config.dataset.name} ({images}), "
+        f"{config.criterion.name}, {config.schedule.name}, {_asked(config, rate)}: "
+        f"{dense:,} MACs -> about {small:,} "
         f"({100 * (small / dense - 1):+.1f} %), epochs {config.epochs}, {machine}"
     )
 
@@ -270,8 +272,8 @@ def markdown(report: Mapping[str, Any], directory: str) -> str:
     churn, best = report["pruning"]["churn"], report["accuracy"]["best"]
     speed = f": {report['timing']['images_per_s']:.0f} training images a second" if churn else ""
     lines = [
-        f"# {config['arch']} on {config['dataset']['name']}: {config['criterion']['name']}, "
-        f"{config['schedule']['name']}, rate {config['rate']}",
+        f"# {network_words(config['arch'])} on {config['dataset']['name']}: "
+        f"{config['criterion']['name']}, {config['schedule']['name']}, rate {config['rate']}",
         "",
         "```",
         table(report, directory),

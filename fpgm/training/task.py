@@ -21,13 +21,16 @@ from fpgm.config import Config
 from fpgm.criteria import named as criterion_named
 from fpgm.data.images import Images
 from fpgm.data.sets import load
-from fpgm.errors import CheckpointError, Error, first_line
+from fpgm.errors import CheckpointError, Error
 from fpgm.graph.groups import Prunable, prunable
 from fpgm.graph.trace import trace
+from fpgm.keys import network_options
 from fpgm.machine.device import choose_device, choose_precision, keep_freed_memory
 from fpgm.machine.ranks import ALONE, Ranks, check_batch, from_first, spread
 from fpgm.methods import Goal, Method, Schedule, Trained
-from fpgm.networks import models
+from fpgm.networks import elsewhere
+from fpgm.networks.models import check_size
+from fpgm.networks.modes import partly_read
 from fpgm.pruning.compacted import CompactTraining
 from fpgm.pruning.latency import Latency
 from fpgm.runs import checkpoint
@@ -35,6 +38,7 @@ from fpgm.selection.rule import Rule
 from fpgm.selection.zero import pruned
 from fpgm.shipping.runtimes import Target, require
 from fpgm.training.evaluate import accuracy, logits
+from fpgm.training.pretrained import as_wanted, given, network_of
 
 log = logging.getLogger("fpgm")
 
@@ -149,10 +153,7 @@ class Task:
         """A copy of the trained network that the run starts from, as it was then. Raises
         CheckpointError where its file has gone."""
         assert self.config.pretrained is not None
-        with torch.random.fork_rng(devices=[]):  # the initialisation is thrown away
-            model = models.model(**self.arch)
-        load_pretrained(model, self.config.arch, self.config.pretrained)
-        return model
+        return given(self.config, self.arch)
 
     def accelerated(self, network: nn.Module) -> Callable[[Tensor], Tensor]:
         """The same function of a batch of images, compiled where the run is: for full batches, once
@@ -181,6 +182,8 @@ class Task:
     def state(self) -> dict[str, Any]:
         """Everything to go on from here to the bit."""
         return {
+            "arch": self.arch,
+            "preprocessing": self.preprocessing,
             "model": self.full.network.state_dict(),
             "optimizer": self.full.optimizer.state_dict(),
             "methods": [method.state() for method in self.methods],
@@ -206,6 +209,8 @@ def asked(values: Mapping[str, Any]) -> Config:
     values = configuration.with_tables(values)
     config, problems = configuration.read(values)
     problems += _option_problems(values)
+    arch = values.get("arch")
+    problems += elsewhere.problems(arch, values.get("pretrained")) if arch else []
     if config is not None:
         problems += [*_rule_problems(config), *_method_problems(config)]
         if not problems:
@@ -280,14 +285,21 @@ def prepare(
     state, problem = from_first(checkpoint.restore_epoch(directory) if ranks.first else None, ranks)
     images = images or _images(config, ranks)
     arch: dict[str, Any] = {
-        "name": config.arch,
+        "name": config.network,
         "num_classes": len(images.classes),
         "in_channels": images.image_shape[0],
+        **network_options(config.arch),
     }
     full = _network(config, arch, images, fresh=state is None)
-    precision = choose_precision(config.precision, images.device)
+    images = as_wanted(config, images, full.network, state)
+    precision = _precision(config, full.network, images)
     graph = trace(full.network, images.image_shape)
     groups = prunable(graph, config.residual, config.ignore)
+    if config.prunes and not groups.layers:
+        why = next((f"{name}: {why}" for name, why in groups.kept_full.items()), "no convolution")
+        raise Error(
+            f"arch={config.network}: nothing of it can be pruned ({why}); rate=0 trains it as it is"
+        )
     goal = goal_of(config)
     filters = {name: graph.filters(name) for name in groups.layers}
     goal = replace(goal, rule=goal.rule.for_network(filters, groups.kept_full))
@@ -341,17 +353,29 @@ def _images(config: Config, ranks: Ranks) -> Images:
 
 def _network(config: Config, arch: dict[str, Any], images: Images, fresh: bool) -> Trained:
     """fresh: no epoch is done, so that pretrained weights are wanted."""
-    torch.manual_seed(config.seed)
-    model = models.model(**arch)
-    if fresh and config.pretrained is not None:
-        load_pretrained(model, config.arch, config.pretrained)
-    models.check_size(config.arch, model, images.image_shape)
+    model = network_of(config, arch, trained=fresh)
+    check_size(config.network, model, images.image_shape, len(images.classes))
     model = model.to(images.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     o = config.optimizer
     optimizer = torch.optim.SGD(
         model.parameters(), o.lr, o.momentum, weight_decay=o.weight_decay, nesterov=o.nesterov
     )
     return Trained(model, optimizer)
+
+
+def _precision(config: Config, network: nn.Module, images: Images) -> torch.dtype | None:
+    """What to autocast to. In bf16 on a CPU torch leaves the gradients of a depthwise convolution's
+    taps that meet nothing but padding as they are in memory (2.14), and training takes them up."""
+    precision = choose_precision(config.precision, images.device)
+    if precision is None or images.device.type != "cpu":
+        return precision
+    name = partly_read(network, images.image_shape)
+    if name is not None and config.precision == "bf16":
+        raise Error(
+            f"precision=bf16: the kernel of {name} is wider than its maps, whose gradients torch "
+            "gets wrong in bf16 on a CPU; precision=float32, or larger images"
+        )
+    return precision if name is None else None
 
 
 def _methods(config: Config, task: Task) -> list[Method]:
@@ -364,18 +388,3 @@ def _methods(config: Config, task: Task) -> list[Method]:
     ]
     assert isinstance(schedule, Schedule)
     return [CompactTraining(task, schedule, beside), schedule, *beside]
-
-
-def load_pretrained(model: nn.Module, arch: str, name: str) -> None:
-    """Start from a run directory, a checkpoint, or torchvision's ImageNet weights."""
-    if name != "torchvision":
-        checkpoint.load_weights(model, checkpoint.pretrained_file(name))
-        return
-    try:
-        weights = models.torchvision_weights(arch)
-    except (OSError, RuntimeError) as error:
-        raise CheckpointError(
-            f"pretrained=torchvision: the download failed ({first_line(error)}); put "
-            "the file where torch.hub looks for it, or give a checkpoint"
-        ) from error
-    checkpoint.fit(model, weights, f"pretrained=torchvision, {arch}")

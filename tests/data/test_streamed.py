@@ -14,7 +14,7 @@ from fpgm.data.sets import load
 from fpgm.errors import CheckpointError, DataError, Error
 from fpgm.machine.ranks import Ranks
 from fpgm.networks import models
-from fpgm.training.task import load_pretrained
+from fpgm.training.pretrained import load_pretrained
 
 CPU = torch.device("cpu")
 WORDS = ("dataset=imagenet", "dataset.root=images", "dataset.image_size=64", "dataset.workers=1",
@@ -130,16 +130,16 @@ def test_torchvision_s_weights_are_loaded_where_they_can_be_had(
     kind = type(models.torchvision.models.get_model_weights("resnet18").IMAGENET1K_V1)
     monkeypatch.setattr(kind, "get_state_dict", lambda *_, **__: theirs.state_dict())
     ours = models.model("resnet18", num_classes=1000)
-    load_pretrained(ours, "resnet18", "torchvision")
+    load_pretrained(ours, {"name": "resnet18"}, "torchvision")
     assert torch.equal(ours.conv1.weight, theirs.conv1.weight)
     with pytest.raises(CheckpointError, match=r"pretrained=torchvision, resnet18: .* fc.weight"):
-        load_pretrained(models.model("resnet18", num_classes=10), "resnet18", "torchvision")
+        load_pretrained(models.model("resnet18"), {"name": "resnet18"}, "torchvision")
     with pytest.raises(Error, match=r"no weights for arch=resnet20, only for resnet18"):
-        load_pretrained(models.model("resnet20"), "resnet20", "torchvision")
+        load_pretrained(models.model("resnet20"), {"name": "resnet20"}, "torchvision")
 
     def offline(*_: object, **__: object) -> None:
         raise OSError("<urlopen error no route>")
 
     monkeypatch.setattr(kind, "get_state_dict", offline)
     with pytest.raises(CheckpointError, match=r"the download failed .*no route"):
-        load_pretrained(ours, "resnet18", "torchvision")
+        load_pretrained(ours, {"name": "resnet18"}, "torchvision")
