@@ -53,6 +53,7 @@ class CompactTraining(Method):
             self._keep = self._compacted = None
             return
         full, keep, held = self.task.full, self._schedule.keep, self._schedule.silences
+        assert isinstance(full.optimizer, torch.optim.SGD)  # whose recursion `_decay` is
         # What a trained network's statistics keep alive falls asleep in the first epochs.
         on_cpu = {name: kept.cpu() for name, kept in keep.items()}
         awake = _awake(trace(full.network), on_cpu, Motion(full.optimizer, held))

@@ -26,7 +26,7 @@ class Trained:
     at full width it has, those of a layer that is not named all."""
 
     network: nn.Module
-    optimizer: torch.optim.SGD
+    optimizer: torch.optim.Optimizer
     rows: Mapping[str, Tensor] = field(default_factory=dict)
 
 

@@ -23,6 +23,7 @@ from fpgm.graph.worth import Worth, worths
 from fpgm.machine.ranks import check_agreement, from_first
 from fpgm.pruning.latency import Latency, find
 from fpgm.pruning.method import Goal, Schedule, Task
+from fpgm.pruning.momentum import remembered
 from fpgm.pruning.settling import Settle, Settling, Share
 from fpgm.pruning.watch import Watch
 from fpgm.selection.budget import LARGEST, rate_nearest, rate_under
@@ -130,6 +131,7 @@ class Zeroing(Schedule):
         if share is not None:
             self._refuse_ties(self._choose(share))
             zero_(self._model, self.keep)
+            self._clear_momentum()  # of a loop that has taken steps before
 
     def before_epoch(self, epoch: int) -> None:
         self._masked, self._before = self.masked(epoch), self._masks
@@ -334,7 +336,7 @@ class Zeroing(Schedule):
         if self.task.from_scratch:
             raise Error(
                 f"{line}{more}, so that there is nothing to choose by before the network is "
-                "trained; name a trained one with pretrained=RUN_DIR"
+                "trained; name a trained one with pretrained=RUN_DIR (pretrained=True in Python)"
             )
         self.task.warn(f"{line}{more}: the lowest indices go first")
 
@@ -342,9 +344,8 @@ class Zeroing(Schedule):
     def _clear_momentum(self) -> None:
         for name, mask in self._masks.items():
             weight: Any = self._model.get_submodule(name).weight
-            buffer = self.task.full.optimizer.state[weight].get("momentum_buffer")
-            if buffer is not None:
-                buffer[mask] = 0
+            for value in remembered(self.task.full.optimizer, weight):
+                value[mask] = 0
 
 
 def rate_for(goal: Goal, dense: int, macs: Callable[[float], int]) -> float:

@@ -1,0 +1,153 @@
+"""fpgm.Pruner: what fpgm-train does to filters while a network trains, in a loop of one's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fpgm import methods
+from fpgm.errors import CheckpointError, Error
+from fpgm.keys import differences
+from fpgm.loops.outcome import Report, outcome
+from fpgm.loops.task import LoopTask, Source
+from fpgm.loops.words import Named, pruning
+from fpgm.methods import Method, Schedule, Trained
+from fpgm.selection.zero import zero_
+from fpgm.training.asked import aimed
+
+
+class Pruner:
+    """The methods of fpgm-train in a training loop of one's own. The loop calls, in this order:
+
+        loss.backward()
+        pruner.after_backward()  # right before a step that is taken
+        optimizer.step()
+        pruner.after_step()
+
+    and after the last step of every epoch `pruner.after_epoch()`; in the end `pruner.finish()`. Where
+    gradients are accumulated, both are called for the steps that the optimizer takes; gradients may
+    be scaled, as by torch.amp.GradScaler.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        epochs: int,
+        criterion: Named = "gm",
+        rate: float = 0.4,
+        schedule: Named = "frozen",
+        pretrained: bool = False,
+        image: tuple[int, int, int] | None = None,
+        batches: Source | None = None,
+        steps: int | None = None,
+        state: Mapping[str, Any] | None = None,
+        **keys: Any,
+    ) -> None:
+        """Chooses and zeroes what goes before the first epoch.
+
+        model: where it is trained, on its device; the one inside DataParallel,
+        DistributedDataParallel and torch.compile is pruned, in place; it is called as
+        `model(images)`. criterion, schedule: a name, or a mapping of a name and options, {"name":
+        "soft", "settle": 0.6}. pretrained: whether the network is a trained one. image: (C, H, W),
+        for macs_target and the report. batches: (images, labels), to be read more than once (a
+        loader, a list, or a function that returns one), for criteria that look at images and to
+        estimate BatchNorm again. steps: of the optimizer in an epoch, for schedules that count
+        them. state: what `state_dict` gave, where network and optimizer are loaded already. keys:
+        residual, align, macs_target, rates, widths, ignore, scope, ..., as on the command line.
+        Raises Error with a line for each mistake, GraphError for a network that cannot be traced.
+        """
+        words = {"rate": rate, "epochs": epochs, **keys}
+        self._config = config = pruning(criterion, schedule, pretrained, words)
+        network = bare(model)
+        goal, groups = aimed(config, network)
+        self._task = LoopTask(
+            Trained(network, optimizer), goal, groups, epochs, not pretrained, batches,
+            config.criterion.batches or 0, config.seed, image, steps,
+        )  # fmt: skip
+        self._done: tuple[nn.Module, Report] | None = None
+        if state is not None:
+            self._resume(state)
+            return
+        self._schedule, self._epoch = self._new(), 0
+        self._schedule.start()
+        self._before = self._versions()
+        self._begin()
+
+    @property
+    def epoch(self) -> int:
+        """How many epochs are done."""
+        return self._epoch
+
+    @property
+    def keep(self) -> dict[str, Tensor]:
+        """Convolution -> kept filters, sorted: the selection as it stands."""
+        return self._schedule.keep
+
+    def after_backward(self) -> None:
+        """The gradients of a step that will be taken are there."""
+        self._called["after_backward"] = True
+        self._schedule.after_backward()
+
+    def after_step(self) -> None:
+        """The optimizer has moved the weights."""
+        self._called["after_step"] = True
+        self._schedule.after_step()
+
+    def after_epoch(self) -> dict[str, Any]:
+        """The last step of an epoch is taken: filters are chosen again and zeroed, as the schedule
+        says. Returns what history.csv has of it (churn, pruned, revived, dead), and `changed`:
+        whether the network's function has. Raises Error where the other two were not called, or
+        after the last epoch."""
+        if self._epoch >= self._task.epochs or self._done is not None:
+            raise Error(f"after_epoch: epochs={self._task.epochs} are done; finish() is what is left")
+        missed = [name for name, called in self._called.items() if not called]
+        if missed:
+            raise Error(
+                f"after_epoch: no {missed[0]}() in epoch {self._epoch + 1}; {missed[0]}() belongs "
+                f"right {'before' if missed[0] == 'after_backward' else 'after'} optimizer.step()"
+            )
+        return self._end()
+
+    def finish(self, images: Tensor | None = None) -> tuple[nn.Module, Report]:
+        """The compact network, in eval mode, and what is to be said of it. The trained network is a
+        plain one then, at full width, zeroed outside `keep`.
+
+        images: (B, C, H, W), normalised as for training, on which the two are compared; by default
+        the first of `batches`, or random ones of the shape `image`. Before the last epoch it ends
+        the training: what is selected by then goes. Raises Error where the two differ.
+        """
+        if self._done is None:
+            self._done = self._finished(images)
+        return self._done
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values, from which a loop goes on to the bit between two epochs, beside
+        the state of its network and its optimizer."""
+        asked = {**self._config.model_dump(), "pretrained": not self._task.from_scratch}
+        return {"asked": asked, "epoch": self._epoch, "schedule": self._schedule.state()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave, after network and optimizer have been loaded. Raises
+        CheckpointError where the network has not, and where something else was asked for."""
+        if self._before and self._before == self._versions():
+            raise CheckpointError(
+                "load_state_dict: comes after model.load_state_dict, which has not been called since "
+                "this Pruner has pruned the model; with a model that was loaded before that, "
+                "Pruner(..., state=state)"
+            )
+        self._resume(state)
+
+    def _resume(self, state: Mapping[str, Any]) -> None:
+        other = differences(state["asked"], {**self.state_of_words()})
+        if other:
+            raise CheckpointError(f"state: something else was asked for, {', '.join(other)}")
+        self._task.train(self._task.full)
+        self._schedule, self._epoch, self._done = self._new(), state["epoch"], None
+        self._schedule.resume(state["schedule"])
+        self._before = {}
+        self._begin()
