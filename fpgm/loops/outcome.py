@@ -1,4 +1,4 @@
-"""What a loop's pruning has come to: the smaller network, what it saves, and that it is the same."""
+"""What a loop's pruning has come to: the smaller network, what it saves, that it is the same."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Report:
     """keep: convolution -> kept filters, of all that may be pruned; filters: how many it had;
     kept_full: convolutions that are not pruned, and why; epochs: how many were done, and of how
     many; dense, compact: for one image, None where its shape is not known; equivalence: how far
-    zeroed and compact network lie apart (fpgm.equivalence), None where there was no image; warnings:
-    a line for each thing to know."""
+    zeroed and compact network lie apart (fpgm.equivalence), None where there was no image;
+    warnings: a line for each thing to know."""
 
     keep: Mapping[str, Tensor]
     filters: Mapping[str, int]
@@ -86,7 +86,9 @@ def outcome(
     images = images.to(like)
     dense, less = (cost(one, tuple(images.shape[1:])) for one in (network, small))  # type: ignore[arg-type]
     same = equivalence(network, small, images)
-    warnings = proven(network, small, same, partial(_first, images), "both networks are as they were")
+    warnings = proven(
+        network, small, same, partial(_first, images), "both networks are as they were"
+    )
     return small, Report(keep, filters, kept_full, epochs, dense, less, same, tuple(warnings))
 
 

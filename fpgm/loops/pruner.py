@@ -18,6 +18,8 @@ from fpgm.methods import Method, Schedule, Trained
 from fpgm.selection.zero import zero_
 from fpgm.training.asked import aimed
 
+CALLED = ("after_backward", "after_step")  # at every step
+
 
 class Pruner:
     """The methods of fpgm-train in a training loop of one's own. The loop calls, in this order:
@@ -27,9 +29,9 @@ class Pruner:
         optimizer.step()
         pruner.after_step()
 
-    and after the last step of every epoch `pruner.after_epoch()`; in the end `pruner.finish()`. Where
-    gradients are accumulated, both are called for the steps that the optimizer takes; gradients may
-    be scaled, as by torch.amp.GradScaler.
+    and after the last step of every epoch `pruner.after_epoch()`; in the end `pruner.finish()`.
+    Where gradients are accumulated, the first two are called for the steps that the optimizer
+    takes; gradients may be scaled, as by torch.amp.GradScaler.
     """
 
     def __init__(
@@ -62,7 +64,8 @@ class Pruner:
         Raises Error with a line for each mistake, GraphError for a network that cannot be traced.
         """
         words = {"rate": rate, "epochs": epochs, **keys}
-        self._config = config = pruning(criterion, schedule, pretrained, words)
+        config = pruning(criterion, schedule, pretrained, words)
+        self._asked = {**config.model_dump(), "pretrained": pretrained}
         network = bare(model)
         goal, groups = aimed(config, network)
         self._task = LoopTask(
@@ -104,7 +107,9 @@ class Pruner:
         whether the network's function has. Raises Error where the other two were not called, or
         after the last epoch."""
         if self._epoch >= self._task.epochs or self._done is not None:
-            raise Error(f"after_epoch: epochs={self._task.epochs} are done; finish() is what is left")
+            raise Error(
+                f"after_epoch: epochs={self._task.epochs} are done; finish() is what is left"
+            )
         missed = [name for name, called in self._called.items() if not called]
         if missed:
             raise Error(
@@ -128,22 +133,21 @@ class Pruner:
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values, from which a loop goes on to the bit between two epochs, beside
         the state of its network and its optimizer."""
-        asked = {**self._config.model_dump(), "pretrained": not self._task.from_scratch}
-        return {"asked": asked, "epoch": self._epoch, "schedule": self._schedule.state()}
+        return {"asked": self._asked, "epoch": self._epoch, "schedule": self._schedule.state()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` gave, after network and optimizer have been loaded. Raises
         CheckpointError where the network has not, and where something else was asked for."""
         if self._before and self._before == self._versions():
             raise CheckpointError(
-                "load_state_dict: comes after model.load_state_dict, which has not been called since "
-                "this Pruner has pruned the model; with a model that was loaded before that, "
+                "load_state_dict: comes after model.load_state_dict, which has not been called "
+                "since this Pruner has pruned the model; with a model that was loaded before that, "
                 "Pruner(..., state=state)"
             )
         self._resume(state)
 
     def _resume(self, state: Mapping[str, Any]) -> None:
-        other = differences(state["asked"], {**self.state_of_words()})
+        other = differences(state["asked"], self._asked)
         if other:
             raise CheckpointError(f"state: something else was asked for, {', '.join(other)}")
         self._task.train(self._task.full)
@@ -151,3 +155,68 @@ class Pruner:
         self._schedule.resume(state["schedule"])
         self._before = {}
         self._begin()
+        self._called = dict.fromkeys(CALLED, True)  # it may have been saved within an epoch
+
+    def _new(self) -> Schedule:
+        """The schedule, as it is before anything has happened. Raises Error."""
+        name, options = self._asked["schedule"]["name"], dict(self._asked["schedule"])
+        kind = methods.named(options.pop("name"), "schedule")
+        for moment in ("loss", "parameters"):
+            if getattr(kind, moment) is not getattr(Method, moment):
+                raise Error(
+                    f"schedule={name}: has a {moment} of its own, which a loop of your own would "
+                    "not know of; fpgm-train does"
+                )
+        schedule = kind(self._task, **options)
+        assert isinstance(schedule, Schedule)
+        return schedule
+
+    def _begin(self) -> None:
+        """The epoch that comes next, if any."""
+        self._called = dict.fromkeys(CALLED, False)
+        if self._epoch < self._task.epochs:
+            self._schedule.before_epoch(self._epoch)
+
+    def _end(self) -> dict[str, Any]:
+        columns = self._schedule.after_epoch(self._epoch)
+        self._epoch += 1
+        self._begin()
+        return columns
+
+    def _finished(self, images: Tensor | None) -> tuple[nn.Module, Report]:
+        task, network = self._task, self._task.full.network
+        if self._epoch < task.epochs:
+            task.warn(
+                f"finish: {self._epoch} of {task.epochs} epochs are done; what is selected goes"
+            )
+            zero_(network, self.keep)
+        self._schedule.finish()
+        task.train(task.full)
+        if images is None and task.source is not None:
+            images, _ = next(task.batches(1))
+        epochs = (self._epoch, task.epochs)
+        return outcome(network, self.keep, task.prunable.kept_full, epochs, images, task.image)
+
+    def _versions(self) -> dict[str, tuple[int, int]]:
+        """Weights of layers that lose filters: which there are, how often each was written to."""
+        weights = {
+            name: self._task.full.network.get_submodule(name).weight
+            for name, kept in self.keep.items()
+        }
+        return {
+            name: (id(weight), weight._version)
+            for name, weight in weights.items()
+            if len(self.keep[name]) < len(weight)  # type: ignore[arg-type]
+        }
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """The network inside what spreads it over GPUs or compiles it."""
+    wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+    while True:
+        if isinstance(model, wrappers):
+            model = model.module
+        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            model = model._orig_mod  # type: ignore[assignment]
+        else:
+            return model

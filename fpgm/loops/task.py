@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -87,15 +86,18 @@ class LoopTask:
                 "batches=loader, of (images, labels)"
             )
         pairs = self.source() if callable(self.source) else self.source
-        if iter(pairs) is pairs and not callable(self.source):
+        if isinstance(pairs, Iterator) and not callable(self.source):
             raise Error(
                 "batches: is an iterator, which can be read once; a loader, a list, or a function "
                 "that returns one"
             )
-        number = -1
-        for number, (images, labels) in enumerate(_apart(itertools.islice(pairs, count), self.seed)):
+        some = False
+        for pair in _apart(pairs, count, self.seed):
+            if not isinstance(pair, tuple | list) or len(pair) != 2:
+                raise Error(f"batches: has a {type(pair).__name__}; (images, labels) are looked at")
+            some, (images, labels) = True, pair
             yield images.to(self.device), labels.to(self.device)
-        if number < 0 < count:
+        if count and not some:
             raise Error("batches: has no images; a loader of (images, labels)")
 
     def train(self, trained: Trained) -> None:
@@ -133,12 +135,12 @@ class LoopTask:
         log.warning("warning: %s", line)
 
 
-def _apart(pairs: Pairs, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """The pairs, read with random numbers of their own."""
+def _apart(pairs: Pairs, count: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """So many of the pairs, read with random numbers of their own."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         reader, state = iter(pairs), torch.get_rng_state()
-    while True:
+    for _ in range(count):
         with torch.random.fork_rng(devices=[]):
             torch.set_rng_state(state)
             pair = next(reader, None)

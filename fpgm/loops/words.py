@@ -21,7 +21,9 @@ ELSEWHERE = {
 }
 
 
-def pruning(criterion: Named, schedule: Named, pretrained: bool, words: Mapping[str, Any]) -> Pruning:
+def pruning(
+    criterion: Named, schedule: Named, pretrained: bool, words: Mapping[str, Any]
+) -> Pruning:
     """The configuration of these words; those that are not given have the default that they have on
     the command line. Raises Error with a line for each mistake there is."""
     for key, why in ELSEWHERE.items():
@@ -42,7 +44,9 @@ def entry(group: str, chosen: Named) -> dict[str, Any]:
     options = {"name": chosen} if isinstance(chosen, str) else dict(chosen)
     name = options.pop("name", None)
     if not isinstance(name, str):
-        raise Error(f"{group}={chosen}: a name, or a mapping with one, {{'name': NAME, KEY: VALUE}}")
+        raise Error(
+            f"{group}={chosen}: a name, or a mapping with one, {{'name': NAME, KEY: VALUE}}"
+        )
     file = CONFIGS / group / f"{name}.yaml"
     if not file.exists():  # one's own, or a mistake that is found where all are looked for
         return {"name": name, **options}

@@ -241,13 +241,13 @@ class Zeroing(Schedule):
         return self.rate
 
     def _found_rate(self) -> float:
-        goal, image = self.task.goal, self.task.image_shape
+        goal = self.task.goal
         given = goal.rule.align == 1 or goal.rate == 0 or goal.rule.by_hand
         if goal.macs_target is None and (given or goal.latency is not None):
             return goal.rate
         # On the CPU: the analysis looks at every small result.
         graph = trace(copy.deepcopy(self._model).cpu())
-        dense = cost(graph.module, image)
+        dense = cost(graph.module, self.task.image_shape)
 
         def macs(rate: float, align: int = goal.rule.align) -> int:
             return analyse(graph, self._selected(rate, align)[0]).macs(dense)
