@@ -61,13 +61,11 @@ class PruneFilters(pl.Callback):
         self.pruner = pruner = Pruner(
             network, optimizer, epochs=epochs, state=state["pruner"], **words
         )
+        # From a checkpoint between an epoch's last step and its end, Lightning goes on with the
+        # next epoch.
+        while self._first + pruner.epoch < trainer.current_epoch:
+            pruner.after_epoch()
         self._hook = optimizer.register_step_post_hook(lambda *_: pruner.after_step())
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # Of a checkpoint that was written after the last step of an epoch and before its end,
-        # Lightning goes on with the next epoch.
-        while self.pruner is not None and self._first + self.pruner.epoch < trainer.current_epoch:
-            self.pruner.after_epoch()
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer

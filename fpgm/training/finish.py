@@ -50,10 +50,8 @@ def finish(task: Task, run: Run) -> dict[str, Any]:
     sizes = save(task, "zeroed.pt", model, {}), save(task, "compact.pt", small, more)
     # The proof: one function, measured on every test image.
     measured = compare(full, reduced)
-    shown = partial(_some, task)
-    problems += proven(
-        model, small, measured, shown, f"no report; both networks are kept in {task.directory}"
-    )
+    shown, left = partial(_some, task), f"no report; both networks are kept in {task.directory}"
+    problems += proven(model, small, measured, shown, left)
     latency, late = timed(task, ballast)
     problems += late
     dense, compacted = (cost(network, images.image_shape) for network in (model, small))
