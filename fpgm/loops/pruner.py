@@ -191,7 +191,6 @@ class Pruner:
             )
             zero_(network, self.keep)
         self._schedule.finish()
-        task.train(task.full)
         if images is None and task.source is not None:
             images, _ = next(task.batches(1))
         epochs = (self._epoch, task.epochs)

@@ -85,14 +85,13 @@ class LoopTask:
                 "batches=None: the criterion or schedule.recalibrate looks at images; "
                 "batches=loader, of (images, labels)"
             )
-        pairs = self.source() if callable(self.source) else self.source
-        if isinstance(pairs, Iterator) and not callable(self.source):
+        if isinstance(self.source, Iterator):
             raise Error(
                 "batches: is an iterator, which can be read once; a loader, a list, or a function "
                 "that returns one"
             )
         some = False
-        for pair in _apart(pairs, count, self.seed):
+        for pair in _apart(self.source, count, self.seed):
             if not isinstance(pair, tuple | list) or len(pair) != 2:
                 raise Error(f"batches: has a {type(pair).__name__}; (images, labels) are looked at")
             some, (images, labels) = True, pair
@@ -135,11 +134,12 @@ class LoopTask:
         log.warning("warning: %s", line)
 
 
-def _apart(pairs: Pairs, count: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """So many of the pairs, read with random numbers of their own."""
+def _apart(source: Source, count: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """So many of its pairs, read with random numbers of their own."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        reader, state = iter(pairs), torch.get_rng_state()
+        reader = iter(source() if callable(source) else source)
+        state = torch.get_rng_state()
     for _ in range(count):
         with torch.random.fork_rng(devices=[]):
             torch.set_rng_state(state)

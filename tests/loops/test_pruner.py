@@ -173,8 +173,9 @@ def test_what_is_pruned_stays_zero_whatever_the_optimizer_remembers(
     assert zeroed(model, pruner.finish()[1].keep) == 0
 
 
+@pytest.mark.parametrize("done", [1, 2])
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_a_loop_that_was_killed_goes_on_with_the_same_bits(schedule: str) -> None:
+def test_a_loop_that_was_killed_goes_on_with_the_same_bits(schedule: str, done: int) -> None:
     more = {} if schedule == "gated" else {"criterion": "taylor", "batches": shuffled()}
 
     def begun() -> tuple[nn.Module, torch.optim.Optimizer, fpgm.Pruner]:
@@ -184,10 +185,10 @@ def test_a_loop_that_was_killed_goes_on_with_the_same_bits(schedule: str) -> Non
 
     uncut, adam, pruner = begun()
     file = io.BytesIO()
-    for epoch in range(EPOCHS):
+    while pruner.epoch < EPOCHS:
         an_epoch(uncut, adam, pruner)
         pruner.after_epoch()
-        if epoch == 0:
+        if pruner.epoch == done:
             parts = {"model": uncut, "optimizer": adam, "pruner": pruner}
             torch.save({key: part.state_dict() for key, part in parts.items()}, file)
     file.seek(0)
@@ -212,15 +213,20 @@ def shuffled() -> DataLoader:
 
 def test_images_are_the_same_at_every_look_and_the_loops_own_chance_is_left_alone() -> None:
     model, loader = network(), shuffled()
+
+    def augmented() -> Iterator[tuple[Tensor, Tensor]]:
+        return ((images + torch.randn(()), labels) for images, labels in loader)
+
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)
     sgd = OPTIMIZERS["sgd"](model.parameters())
     pruner = fpgm.Pruner(
-        model, sgd, **words("soft", criterion={"name": "taylor", "batches": 2}, batches=loader)
+        model, sgd, **words("soft", criterion={"name": "taylor", "batches": 2}, batches=augmented)
     )
-    first, second = (list(pruner._task.shown()) for _ in range(2))
+    first = list(pruner._task.shown())
     assert torch.equal(torch.rand(3), expected)
+    second = list(pruner._task.shown())
     assert len(first) == 2
     assert all(torch.equal(a, b) for one, two in zip(first, second, strict=True)
                for a, b in zip(one, two, strict=True))  # fmt: skip
@@ -336,6 +342,18 @@ def test_a_loop_that_forgets_a_moment_or_goes_on_too_long_is_told() -> None:
     assert pruner.after_epoch()["pruned"] > 0
     with pytest.raises(Error, match="after_epoch: epochs=1 are done"):
         pruner.after_epoch()
+
+
+def test_a_filter_behind_a_closed_gate_opens_without_a_push_from_before() -> None:
+    model = network()
+    adam = OPTIMIZERS["adamw"](model.parameters())
+    pruner = fpgm.Pruner(model, adam, **words("gated"))
+    an_epoch(model, adam, pruner)
+    gone = torch.ones(8, dtype=torch.bool).index_fill(0, pruner.keep["0"], False)
+    assert gone.any()
+    for moment in ("exp_avg", "exp_avg_sq"):  # of the BatchNorm behind, which was held
+        assert not adam.state[model[1].weight][moment][gone].any()
+        assert adam.state[model[1].weight][moment][~gone].all()
 
 
 class Lossy(Schedule):
