@@ -15,12 +15,15 @@ if TYPE_CHECKING:
     from fpgm.criteria import evidence
     from fpgm.errors import Error
     from fpgm.graph.cost import cost
+    from fpgm.loops.lightning import PruneFilters as PruneFilters  # not in __all__: an extra's
+    from fpgm.loops.pruner import Pruner
     from fpgm.networks.models import model
     from fpgm.selection.select import select
     from fpgm.selection.zero import zero_
 
 __all__ = [
     "Error",
+    "Pruner",
     "compact",
     "cost",
     "criteria",
@@ -35,6 +38,8 @@ __all__ = [
 _MODULES = {"criteria": "fpgm.criteria", "evidence": "fpgm.criteria.evidence"}
 _HOME = {
     "Error": "fpgm.errors",
+    "PruneFilters": "fpgm.loops.lightning",
+    "Pruner": "fpgm.loops.pruner",
     "compact": "fpgm.compaction.compact",
     "cost": "fpgm.graph.cost",
     "equivalence": "fpgm.compaction.compact",

@@ -11,7 +11,7 @@ import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
@@ -86,30 +86,20 @@ class Optimizer(_Section):
     label_smoothing: float = Field(ge=0, lt=1, examples=["0.1"])
 
 
-class Config(_Section):
-    """One run. rate: share of each layer's filters to prune; macs_target: share of the dense
-    network's MACs, in place of rate; latency_target: of its time on `target` with batches of
-    target_batch images; latency_table: times that were measured before (shipping.timetable);
-    rates, widths, rounding, threshold, scope, scope_norm, scope_cost, floor, align: see
-    selection.rule.Rule; ignore, residual: see graph.groups;
-    arch: a network by name, or a table {source: timm, name: ...}, {source: own, build:
-    module:function}, either with keyword arguments;
-    schedule: the method that owns the selection; method: what else is done to the filters;
-    epochs: 0 prunes a trained network and trains nothing;
-    pretrained: a run directory or a checkpoint to start from, torchvision or timm; tune: whether
-    the compact network gets the form that is fastest on `target` with batches of target_batch
-    images; compile: train with torch.compile."""
+class Pruning(_Section):
+    """What goes, by which rule and when. rate: share of each layer's filters to prune; macs_target:
+    share of the dense network's MACs, in place of rate; latency_target: of its time; rates, widths,
+    rounding, threshold, scope, scope_norm, scope_cost, floor, align: see selection.rule.Rule;
+    ignore, residual: see graph.groups; schedule: the method that owns the selection; method: what
+    else is done to the filters; epochs: 0 prunes a trained network and trains nothing; seed: of
+    chance."""
 
-    dataset: Dataset
-    arch: str | dict[str, Any]
     criterion: Criterion
     schedule: Method
     method: dict[str, Method]
-    optimizer: Optimizer
     rate: float = Field(ge=0, lt=1, examples=["0.4"])
     macs_target: float | None = Field(ge=0.001, le=1, examples=["0.5"])
     latency_target: float | None = Field(ge=0.001, le=1, examples=["0.5"])
-    latency_table: str | None
     rates: dict[str, float] | None = Field(examples=["{layer1*: 0.3, conv1: 0}"])
     ignore: list[str] = Field(examples=["[conv1]"])
     widths: list[int] | dict[str, int] | None = Field(examples=["[16,32,64]"])
@@ -122,8 +112,33 @@ class Config(_Section):
     scope_cost: Literal["none", "macs", "memory"]
     floor: float = Field(ge=0, lt=1, examples=["0.1"])
     epochs: int = Field(ge=0, examples=["200"])
-    batch_size: int = Field(ge=1, examples=["128"])
     seed: int = Field(ge=0, le=2**31 - 1, examples=["0"])
+
+    @property
+    def by_hand(self) -> bool:
+        """Whether something else than one rate says how much of each layer goes."""
+        return bool(self.rates or self.widths) or self.threshold is not None
+
+    @property
+    def prunes(self) -> bool:
+        budget = self.macs_target is not None or self.latency_target is not None
+        return self.rate > 0 or budget or self.by_hand
+
+
+class Config(Pruning):
+    """One run. latency_target: on `target` with batches of target_batch images; latency_table:
+    times that were measured before (shipping.timetable);
+    arch: a network by name, or a table {source: timm, name: ...}, {source: own, build:
+    module:function}, either with keyword arguments;
+    pretrained: a run directory or a checkpoint to start from, torchvision or timm; tune: whether
+    the compact network gets the form that is fastest on `target` with batches of target_batch
+    images; compile: train with torch.compile."""
+
+    dataset: Dataset
+    arch: str | dict[str, Any]
+    optimizer: Optimizer
+    latency_table: str | None
+    batch_size: int = Field(ge=1, examples=["128"])
     device: Literal["auto", "cpu", "cuda"]
     precision: Literal["auto", "float32", "bf16"]
     compile: bool
@@ -137,16 +152,6 @@ class Config(_Section):
         """What fpgm.model calls it: resnet20, timm:NAME, package.module:function."""
         return network(self.arch)
 
-    @property
-    def by_hand(self) -> bool:
-        """Whether something else than one rate says how much of each layer goes."""
-        return bool(self.rates or self.widths) or self.threshold is not None
-
-    @property
-    def prunes(self) -> bool:
-        budget = self.macs_target is not None or self.latency_target is not None
-        return self.rate > 0 or budget or self.by_hand
-
     def as_dict(self) -> dict[str, Any]:
         """Nested plain values, as written to config.yaml."""
         values = self.model_dump()
@@ -155,13 +160,18 @@ class Config(_Section):
         return values
 
 
-def read(values: Mapping[str, Any]) -> tuple[Config | None, list[str]]:
-    """The configuration, None where a key is wrong, and a line for each mistake there is."""
+P = TypeVar("P", bound=Pruning)
+
+
+def read(values: Mapping[str, Any], kind: type[P]) -> tuple[P | None, list[str]]:
+    """The configuration, None where a key is wrong, and a line for each mistake there is. kind:
+    Config, or what there is of it beside a training loop of one's own."""
     try:
-        config = Config.model_validate(dict(values))
+        config = kind.model_validate(dict(values))
     except ValidationError as error:
-        return None, _lines(Config, error, values, "")
-    return config, list(_contradictions(config))
+        return None, _lines(kind, error, values, "")
+    problems = list(_contradictions(config)) if isinstance(config, Config) else []
+    return config, problems + list(_said_twice(config))
 
 
 def with_tables(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -275,6 +285,9 @@ def _contradictions(config: Config) -> Iterator[str]:
         )
     if config.epochs == 0 and config.pretrained is None:
         yield "epochs=0: nothing is trained; name a trained network with pretrained=RUN_DIR"
+
+
+def _said_twice(config: Pruning) -> Iterator[str]:
     over = config.rate > 1 - config.floor + 1e-9
     if config.macs_target is not None and (config.widths or config.threshold is not None):
         key = "widths" if config.widths else "threshold"

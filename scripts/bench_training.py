@@ -40,8 +40,9 @@ from fpgm.config import Config
 from fpgm.data import memory, sets
 from fpgm.machine.device import environment
 from fpgm.runs import checkpoint
+from fpgm.training.asked import asked
 from fpgm.training.loop import one_epoch
-from fpgm.training.task import asked, prepare
+from fpgm.training.task import prepare
 
 DEFAULTS = {
     "arch": "resnet20", "device": "cpu", "images": "10000", "batch_size": "128", "workers": "2",

@@ -23,9 +23,10 @@ from fpgm.machine.ranks import ALONE
 from fpgm.methods import Goal, Method, Schedule, Trained
 from fpgm.runs.run import Run
 from fpgm.selection.rule import Rule
+from fpgm.training.asked import asked
 from fpgm.training.finish import finish
 from fpgm.training.loop import train
-from fpgm.training.task import Task, asked, prepare
+from fpgm.training.task import Task, prepare
 
 
 class Noise:

@@ -17,7 +17,7 @@ from fpgm.errors import Error
 from fpgm.keys import CONFIGS, differences, flatten, suggestion
 from fpgm.networks.models import MODELS
 from fpgm.runs.grid import run_name
-from fpgm.training.task import asked
+from fpgm.training.asked import asked
 
 DEFAULTS = compose()
 

@@ -159,7 +159,7 @@ def train(config: Config, run: Run, preset: str | None, ranks: Ranks) -> None:
 
 
 def _asked(values: dict[str, Any]) -> Config:
-    from fpgm.training.task import asked  # torch: a run that is done need not wait for it
+    from fpgm.training.asked import asked  # torch: a run that is done need not wait for it
 
     return asked(values)
 

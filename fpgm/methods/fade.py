@@ -38,7 +38,7 @@ class Fade(Hard):
     ) -> None:
         super().__init__(task, recalibrate=recalibrate, train_compact=train_compact)
         self._steps = max(1, math.ceil(duration * task.epochs * task.steps))
-        self._tails = tails(trace(self._model, task.image_shape))
+        self._tails = tails(trace(self._model, task.image))
         self._taken = 0
 
     def start(self) -> None:

@@ -61,7 +61,7 @@ class Gated(Zeroing):
             recalibrate=recalibrate, train_compact=train_compact,
         )  # fmt: skip
         self._every, self._growth, self._step = every, growth, 0
-        graph = trace(self._model, task.image_shape)
+        graph = trace(self._model, task.image)
         self._tails = tails(graph)
         self._gates: dict[str, Gate] = {}
         self._closed = False  # whether what is pruned has been silenced

@@ -27,6 +27,23 @@ class Soft(Zeroing):
 
     name: ClassVar[str] = "soft"
 
+    def __init__(
+        self,
+        task: Task,
+        *,
+        interval: Interval = 1,
+        zero_at_start: bool = True,
+        reset_momentum: bool = False,
+        settle: Settle = 1.0,
+        latest: Share = 0.6,
+        recalibrate: Recalibrate = 0,
+        train_compact: bool = True,
+    ) -> None:
+        super().__init__(
+            task, interval=interval, zero_at_start=zero_at_start, reset_momentum=reset_momentum,
+            settle=settle, latest=latest, recalibrate=recalibrate, train_compact=train_compact,
+        )  # fmt: skip
+
 
 class Asymptotic(Zeroing):
     """ASFP: soft, at a rate that grows to the one asked for."""
@@ -86,7 +103,7 @@ class Hard(Zeroing):
     def problems(cls, goal: Goal, from_scratch: bool) -> list[str]:
         if goal.prunes and from_scratch:
             line = f"schedule={cls.name}: prunes a trained network, name it with pretrained=RUN_DIR"
-            return [line]
+            return [f"{line} (pretrained=True in Python)"]
         return []
 
 

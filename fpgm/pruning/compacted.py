@@ -55,6 +55,7 @@ class CompactTraining(Method):
             self._keep = self._compacted = None
             return
         full, keep, held = self.task.full, self._schedule.keep, self._schedule.silences
+        assert isinstance(full.optimizer, torch.optim.SGD)  # whose recursion `_decay` is
         # What a trained network's statistics keep alive falls asleep in the first epochs.
         on_cpu = {name: kept.cpu() for name, kept in keep.items()}
         graph = trace(full.network, self.task.image_shape)

@@ -26,7 +26,7 @@ class Trained:
     at full width it has, those of a layer that is not named all."""
 
     network: nn.Module
-    optimizer: torch.optim.SGD
+    optimizer: torch.optim.Optimizer
     rows: Mapping[str, Tensor] = field(default_factory=dict)
 
 
@@ -68,7 +68,12 @@ class Task(Protocol):
         """Of an epoch."""
 
     @property
-    def image_shape(self) -> tuple[int, int, int]: ...
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W). Raises Error where it is not known."""
+
+    @property
+    def image(self) -> tuple[int, int, int] | None:
+        """The same, None where it is not known."""
 
     @property
     def preprocessing(self) -> Mapping[str, Any]:

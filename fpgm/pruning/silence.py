@@ -16,6 +16,7 @@ from fpgm.graph import operations as ops
 from fpgm.graph.trace import ChannelGraph
 from fpgm.networks.weights import parameters_of
 from fpgm.pruning.method import Trained
+from fpgm.pruning.momentum import remembered
 
 
 @dataclass(frozen=True)
@@ -89,9 +90,8 @@ class Silence:
         """Multiply them, and forget their momentum."""
         for parameter, stays in zip(self._parameters, self._stays, strict=True):
             parameter.mul_(stays + (1 - stays) * factor)
-            buffer = self._optimizer.state[parameter].get("momentum_buffer")
-            if buffer is not None:
-                buffer.mul_(stays)
+            for value in remembered(self._optimizer, parameter):
+                value.mul_(stays)
 
     @torch.no_grad()
     def freeze(self) -> None:
@@ -106,9 +106,8 @@ class Silence:
             self._parameters, self._stays, self._before or (), strict=True
         ):
             torch.where(stays > 0, parameter, before, out=parameter)
-            buffer = self._optimizer.state[parameter].get("momentum_buffer")
-            if buffer is not None:
-                buffer.mul_(stays)
+            for value in remembered(self._optimizer, parameter):
+                value.mul_(stays)
 
     @torch.no_grad()
     def still(self) -> None:

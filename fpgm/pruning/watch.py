@@ -43,13 +43,17 @@ class Watch:
     @torch.no_grad()
     def after_backward(self, masked: bool) -> None:
         """Note which pruned filters a gradient reaches and, if `masked`, take it from them."""
-        gradients = [weight.grad for weight in self._watched if weight.grad is not None]
-        assert len(gradients) == len(self._watched)
+        gradients, seen, kept = [], [], []
+        for weight, *others in zip(self._watched, self._seen, self._kept, strict=True):
+            if weight.grad is not None:  # of a layer that is not trained, or not used
+                gradients.append(weight.grad)
+                seen.append(others[0])
+                kept.append(others[1])
         # A few launches for all layers: one by one they take a GPU as long as a forward pass.
         if gradients:
-            torch._foreach_add_(self._seen, torch._foreach_abs(gradients))
+            torch._foreach_add_(seen, torch._foreach_abs(gradients))
             if masked:
-                torch._foreach_mul_(gradients, self._kept)
+                torch._foreach_mul_(gradients, kept)
 
     @torch.no_grad()
     def revived(self) -> int:

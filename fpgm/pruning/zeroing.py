@@ -24,6 +24,7 @@ from fpgm.machine.ranks import check_agreement, from_first
 from fpgm.networks.weights import weight_of
 from fpgm.pruning.latency import Latency, find
 from fpgm.pruning.method import Goal, Schedule, Task
+from fpgm.pruning.momentum import remembered
 from fpgm.pruning.settling import Settle, Settling, Share
 from fpgm.pruning.watch import Watch
 from fpgm.selection.budget import LARGEST, rate_nearest, rate_under
@@ -81,7 +82,7 @@ class Zeroing(Schedule):
         self._evidence: Evidence | None = None  # of the weights as they stand, once gathered
         self._worth: list[Worth] | None = None  # what a channel of each group costs
         if task.goal.prunes and self._criterion.views:
-            require(self._model, self._criterion.name, task.prunable.layers, task.image_shape)
+            require(self._model, self._criterion.name, task.prunable.layers, task.image)
         self.use(self._everything())
 
     # What the schedules differ in.
@@ -131,6 +132,7 @@ class Zeroing(Schedule):
         if share is not None:
             self._refuse_ties(self._choose(share))
             zero_(self._model, self.keep)
+            self._clear_momentum()  # of a loop that has taken steps before
 
     def before_epoch(self, epoch: int) -> None:
         self._masked, self._before = self.masked(epoch), self._masks
@@ -240,13 +242,13 @@ class Zeroing(Schedule):
         return self.rate
 
     def _found_rate(self) -> float:
-        goal, image = self.task.goal, self.task.image_shape
+        goal = self.task.goal
         given = goal.rule.align == 1 or goal.rate == 0 or goal.rule.by_hand
         if goal.macs_target is None and (given or goal.latency is not None):
             return goal.rate
         # On the CPU: the analysis looks at every small result.
-        graph = trace(copy.deepcopy(self._model).cpu(), self.task.image_shape)
-        dense = cost(graph.module, image)
+        graph = trace(copy.deepcopy(self._model).cpu(), self.task.image)
+        dense = cost(graph.module, self.task.image_shape)
 
         def macs(rate: float, align: int = goal.rule.align) -> int:
             return analyse(graph, self._selected(rate, align)[0]).macs(dense)
@@ -281,7 +283,7 @@ class Zeroing(Schedule):
         scores = {name: values.cpu() for name, values in scores.items()}
         if rule.cost != "none" and self._worth is None:
             # On the CPU: the analysis looks at every small result.
-            graph = trace(copy.deepcopy(self._model).cpu(), self.task.image_shape)
+            graph = trace(copy.deepcopy(self._model).cpu(), self.task.image)
             self._worth = worths(graph, groups, cost(graph.module, self.task.image_shape))
         return highest(scores, rule, rate, groups, self._worth), scores
 
@@ -318,7 +320,7 @@ class Zeroing(Schedule):
             names = [self._criterion.name]
             evidence = gather(
                 self._model, names, self.task.shown(), self.task.prunable.layers,
-                self.task.image_shape,
+                self.task.image,
             )  # fmt: skip
         shared: Evidence = from_first(evidence, self.task.ranks)
         return shared
@@ -336,17 +338,15 @@ class Zeroing(Schedule):
         if self.task.from_scratch:
             raise Error(
                 f"{line}{more}, so that there is nothing to choose by before the network is "
-                "trained; name a trained one with pretrained=RUN_DIR"
+                "trained; name a trained one with pretrained=RUN_DIR (pretrained=True in Python)"
             )
         self.task.warn(f"{line}{more}: the lowest indices go first")
 
     @torch.no_grad()
     def _clear_momentum(self) -> None:
         for name, mask in self._masks.items():
-            weight = weight_of(self._model, name)
-            buffer = self.task.full.optimizer.state[weight].get("momentum_buffer")
-            if buffer is not None:
-                buffer[mask] = 0
+            for value in remembered(self.task.full.optimizer, weight_of(self._model, name)):
+                value[mask] = 0
 
 
 def rate_for(goal: Goal, dense: int, macs: Callable[[float], int]) -> float:

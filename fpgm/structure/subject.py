@@ -15,8 +15,7 @@ from torch import nn
 from torchvision.models import segmentation
 
 from fpgm.compaction.compact import load
-from fpgm.config import imported
-from fpgm.errors import CheckpointError, Error, first_line
+from fpgm.errors import CheckpointError, Error, first_line, imported
 from fpgm.networks import models
 from fpgm.runs import checkpoint
 from fpgm.runs.run import read_config

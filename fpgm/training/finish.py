@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fpgm.compaction.compact import compact, compare, equivalence
 from fpgm.compaction.constants import Keep
@@ -48,7 +50,8 @@ def finish(task: Task, run: Run) -> dict[str, Any]:
     sizes = save(task, "zeroed.pt", model, {}), save(task, "compact.pt", small, more)
     # The proof: one function, measured on every test image.
     measured = compare(full, reduced)
-    problems += proven(task, small, measured)
+    shown, left = partial(_some, task), f"no report; both networks are kept in {task.directory}"
+    problems += proven(model, small, measured, shown, left)
     latency, late = timed(task, ballast)
     problems += late
     dense, compacted = (cost(network, images.image_shape) for network in (model, small))
@@ -110,11 +113,24 @@ def save(task: Task, name: str, network: nn.Module, more: dict[str, Any]) -> int
     return (task.directory / name).stat().st_size
 
 
-def proven(task: Task, small: nn.Module, measured: dict[str, float]) -> list[str]:
+def _some(task: Task) -> Tensor:
+    """A few test images (B, C, H, W)."""
+    images, _ = next(iter(task.images.tests(64)))
+    return images
+
+
+def proven(
+    full: nn.Module,
+    small: nn.Module,
+    measured: Mapping[str, float],
+    images: Callable[[], Tensor],
+    kept: str,
+) -> list[str]:
     """What is to be said of a difference that compare() has `measured` in float32, if anything.
 
-    A network that cancels large numbers makes rounding larger than the limit; float64, on some of
-    the images, tells rounding from a mistake. Raises Error where the networks differ.
+    A network that cancels large numbers makes rounding larger than the limit; float64, on some
+    `images` (B, C, H, W), tells rounding from a mistake. Raises Error where the networks differ;
+    kept: what there is all the same.
     """
     if measured["max_abs_diff"] <= FLOAT32 * measured["max_abs_logit"]:
         return []
@@ -122,15 +138,11 @@ def proven(task: Task, small: nn.Module, measured: dict[str, float]) -> list[str
         f"the compact network differs from the zeroed one by {measured['max_abs_diff']:.3g}"
         f" in float32, more than {FLOAT32:g} of the largest output {measured['max_abs_logit']:.3g}"
     )
-    images, _ = next(iter(task.images.tests(64)))
-    doubles = [copy.deepcopy(network).double() for network in (task.full.network, small)]
-    exact = equivalence(doubles[0], doubles[1], images.double())
+    doubles = [copy.deepcopy(network).double() for network in (full, small)]
+    exact = equivalence(doubles[0], doubles[1], images().double())
     if exact["max_abs_diff"] <= FLOAT64 * exact["max_abs_logit"]:
         return [f"{said}: rounding, by {exact['max_abs_diff']:.1g} in float64"]
-    raise Error(
-        f"{said}, and by {exact['max_abs_diff']:.3g} in float64: no report; both networks are"
-        f" kept in {task.directory}"
-    )
+    raise Error(f"{said}, and by {exact['max_abs_diff']:.3g} in float64: {kept}")
 
 
 def timed(task: Task, ballast: Keep) -> tuple[dict[str, Any] | None, list[str]]:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,28 +13,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fpgm import config as configuration
 from fpgm import methods
 from fpgm.config import Config
-from fpgm.criteria import named as criterion_named
 from fpgm.data.images import Images
 from fpgm.data.sets import load
 from fpgm.errors import CheckpointError, Error
-from fpgm.graph.groups import Prunable, prunable
-from fpgm.graph.trace import trace
+from fpgm.graph.groups import Prunable
 from fpgm.keys import network_options
 from fpgm.machine.device import choose_device, choose_precision, keep_freed_memory
 from fpgm.machine.ranks import ALONE, Ranks, check_batch, from_first, spread
 from fpgm.methods import Goal, Method, Schedule, Trained
-from fpgm.networks import elsewhere
 from fpgm.networks.models import check_size
 from fpgm.networks.modes import partly_read
 from fpgm.pruning.compacted import CompactTraining
 from fpgm.pruning.latency import Latency
 from fpgm.runs import checkpoint
-from fpgm.selection.rule import Rule
 from fpgm.selection.zero import pruned
 from fpgm.shipping.runtimes import Target, require
+from fpgm.training.asked import aimed
 from fpgm.training.evaluate import accuracy, logits
 from fpgm.training.pretrained import as_wanted, given, network_of
 
@@ -88,6 +82,10 @@ class Task:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
+        return self.images.image_shape
+
+    @property
+    def image(self) -> tuple[int, int, int]:
         return self.images.image_shape
 
     @property
@@ -201,76 +199,6 @@ class Task:
         self.readings = Readings(**state.get("readings", {}))
 
 
-def asked(values: Mapping[str, Any]) -> Config:
-    """The configuration of these values, held against the criterion and the methods that it names.
-
-    Raises Error with a line for each mistake there is.
-    """
-    values = configuration.with_tables(values)
-    config, problems = configuration.read(values)
-    problems += _option_problems(values)
-    arch = values.get("arch")
-    problems += elsewhere.problems(arch, values.get("pretrained")) if arch else []
-    if config is not None:
-        problems += [*_rule_problems(config), *_method_problems(config)]
-        if not problems:
-            return config
-    raise Error("\n".join(dict.fromkeys(problems)))
-
-
-def goal_of(config: Config) -> Goal:
-    """How much is to go, and by which rule. Raises Error."""
-    rule = Rule(
-        config.criterion.name, config.criterion.options, config.scope, config.scope_norm,
-        config.floor, config.align, config.seed, config.scope_cost, config.rates or {},
-        config.widths or {}, config.rounding, config.threshold,
-    )  # fmt: skip
-    return Goal(rule, config.rate, config.macs_target, config.residual)
-
-
-def _option_problems(values: Mapping[str, Any]) -> Iterator[str]:
-    """Of the criterion's and the schedule's own options, also where something else is wrong."""
-    schedule_named = partial(methods.named, group="schedule")
-    kinds: dict[str, Any] = {"criterion": criterion_named, "schedule": schedule_named}
-    for group, named in kinds.items():
-        section = values.get(group)
-        if isinstance(section, Mapping) and isinstance(section.get("name"), str):
-            options = {k: v for k, v in section.items() if k not in ("name", "batches")}
-            with contextlib.suppress(Error):  # which is said where the whole is looked at
-                yield from named(section["name"]).check(options, f"{group}.")
-
-
-def _rule_problems(config: Config) -> Iterator[str]:
-    name, batches = config.criterion.name, config.criterion.batches
-    try:
-        criterion = goal_of(config).rule.scored_by
-    except Error as error:
-        yield from str(error).splitlines()
-        return
-    if criterion.places and config.latency_target is not None:
-        yield (
-            f"latency_target={config.latency_target}: criterion={name} is an order of pruning and "
-            "says not what a filter is worth; criterion=gm"
-        )
-    if criterion.reads_images and batches is None:
-        yield f"criterion.batches=null: criterion={name} looks at images, criterion.batches=10"
-    if not criterion.reads_images and batches is not None:
-        yield f"criterion.batches={batches}: criterion={name} looks at no images"
-
-
-def _method_problems(config: Config) -> Iterator[str]:
-    beside = {f"method.{key}.": ("method", chosen) for key, chosen in config.method.items()}
-    for prefix, (group, chosen) in {"schedule.": ("schedule", config.schedule), **beside}.items():
-        try:
-            method = methods.named(chosen.name, group)
-            goal = goal_of(config)
-        except Error as error:
-            yield from str(error).splitlines()
-            continue
-        yield from method.check(chosen.options, prefix)
-        yield from method.problems(goal, config.pretrained is None)
-
-
 def prepare(
     config: Config, directory: Path, ranks: Ranks = ALONE, images: Images | None = None
 ) -> Task:
@@ -293,16 +221,12 @@ def prepare(
     full = _network(config, arch, images, fresh=state is None)
     images = as_wanted(config, images, full.network, state)
     precision = _precision(config, full.network, images)
-    graph = trace(full.network, images.image_shape)
-    groups = prunable(graph, config.residual, config.ignore)
+    goal, groups = aimed(config, full.network, images.image_shape)
     if config.prunes and not groups.layers:
         why = next((f"{name}: {why}" for name, why in groups.kept_full.items()), "no convolution")
         raise Error(
             f"arch={config.network}: nothing of it can be pruned ({why}); rate=0 trains it as it is"
         )
-    goal = goal_of(config)
-    filters = {name: graph.filters(name) for name in groups.layers}
-    goal = replace(goal, rule=goal.rule.for_network(filters, groups.kept_full))
     if config.latency_target is not None:
         goal = replace(goal, latency=_latency(config, directory, images.image_shape))
     task = Task(config, directory, images, arch, full, goal, groups, precision, ranks)

@@ -8,7 +8,7 @@ from commands import compose
 
 from fpgm.cli import presets
 from fpgm.keys import CONFIGS
-from fpgm.training.task import asked
+from fpgm.training.asked import asked
 
 PRESETS = sorted(path.stem for path in (CONFIGS / "preset").glob("*.yaml"))
 

@@ -14,7 +14,7 @@ import fpgm
 from fpgm.criteria import CRITERIA
 from fpgm.errors import Error
 from fpgm.keys import CONFIGS, flatten
-from fpgm.training.task import asked
+from fpgm.training.asked import asked
 
 __all__ = ["few"]  # a fixture
 

@@ -22,7 +22,7 @@ from fpgm.data.images import divided, spaced, steps
 from fpgm.data.sets import _moments, load
 from fpgm.errors import DataError
 from fpgm.machine.ranks import Ranks
-from fpgm.training.task import asked
+from fpgm.training.asked import asked
 
 CPU = torch.device("cpu")
 

@@ -25,7 +25,8 @@ from fpgm.errors import Error
 from fpgm.machine import ranks as distributed
 from fpgm.machine.ranks import Ranks, check_agreement, check_batch
 from fpgm.runs.checkpoint import read
-from fpgm.training.task import Task, asked, prepare
+from fpgm.training.asked import asked
+from fpgm.training.task import Task, prepare
 
 TORCHRUN = str(Path(sysconfig.get_path("scripts")) / "torchrun")
 DIGITS = ("dataset=digits", "rate=0.4", "device=cpu", "precision=float32", "hydra.run.dir=r")

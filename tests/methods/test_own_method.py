@@ -12,7 +12,7 @@ from tasks import cut_short, few, made, whole
 from fpgm.errors import Error
 from fpgm.methods import METHODS, Schedule
 from fpgm.methods import named as method_named
-from fpgm.training.task import asked
+from fpgm.training.asked import asked
 
 __all__ = ["few"]  # a fixture
 

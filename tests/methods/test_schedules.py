@@ -20,7 +20,6 @@ from fpgm.selection.rule import Rule
 
 def trained(kind: type, task: Noise | None = None, **options: Any) -> tuple[list[dict], Any]:
     task = task or Noise()
-    options = {"reset_momentum": False, **options} if kind is Soft else options
     schedule = kind(task, **options)
     return steps(task, schedule), schedule
 

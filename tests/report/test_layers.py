@@ -18,7 +18,7 @@ from fpgm.keys import CONFIGS
 from fpgm.report import paper
 from fpgm.report.cells import cells
 from fpgm.report.collect import collect
-from fpgm.training.task import asked, goal_of
+from fpgm.training.asked import asked, goal_of
 
 NAMES = sorted(path.stem for path in (CONFIGS / "layers").glob("*.yaml"))
 

@@ -18,7 +18,7 @@ from fpgm.report import paper
 from fpgm.report.collect import missing
 from fpgm.runs import grid
 from fpgm.runs.baseline import find_baseline
-from fpgm.training.task import asked
+from fpgm.training.asked import asked
 
 ROWS = [
     {"arch": ["a", "b"], "rate": 0},

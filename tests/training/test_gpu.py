@@ -15,8 +15,9 @@ from torch.utils._pytree import tree_map
 import fpgm.training.loop
 from fpgm.runs import checkpoint
 from fpgm.runs.run import Run
+from fpgm.training.asked import asked
 from fpgm.training.finish import finish
-from fpgm.training.task import Task, asked, prepare
+from fpgm.training.task import Task, prepare
 
 __all__ = ["few"]  # a fixture
 

@@ -18,8 +18,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
 from fpgm.config import Optimizer
 from fpgm.errors import Error
 from fpgm.training import loop
+from fpgm.training.asked import asked
 from fpgm.training.recipe import learning_rate
-from fpgm.training.task import asked
 
 __all__ = ["few"]  # a fixture
 

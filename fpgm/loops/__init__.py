@@ -1,0 +1,1 @@
+"""A training loop of one's own: the methods of fpgm-train, called from outside."""
