@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
 
 from fpgm.compaction.constants import Keep, analyse
 from fpgm.compaction.rewriting import rewrite
@@ -76,9 +77,14 @@ def load(
 
 @torch.inference_mode()
 def equivalence(zeroed: nn.Module, small: nn.Module, images: Tensor) -> dict[str, float]:
-    """How far the outputs of two networks lie apart on `images` (B, C, H, W), in eval mode."""
+    """How far the outputs of two networks lie apart on `images` (B, C, H, W), in eval mode: one
+    tensor, (B, classes, ...), or a structure of such (see compare)."""
     with evaluating(zeroed, small), exact():
-        return compare(zeroed(images), small(images))
+        outputs = [tree_leaves(network(images)) for network in (zeroed, small)]
+    found = [compare(full, reduced) for full, reduced in zip(*outputs, strict=True)]
+    worst = {key: max(one[key] for one in found) for key in ("max_abs_diff", "max_abs_logit")}
+    agreement = sum(one["agreement"] for one in found) / len(found)
+    return {**worst, "agreement": agreement, "images": len(images)}
 
 
 def compare(full: Tensor, reduced: Tensor) -> dict[str, float]:

@@ -78,8 +78,10 @@ def depthwise(old: nn.Conv2d, kept: Tensor, emitted: Tensor) -> nn.Conv2d:
 def norm(old: nn.BatchNorm1d | nn.BatchNorm2d, inputs: Channels) -> nn.BatchNorm1d | nn.BatchNorm2d:
     """A BatchNorm of the live inputs."""
     new = copy.deepcopy(old)
+    new._modules.clear()  # an activation that it had with it is called by itself
     new.num_features = len(inputs.live)
-    for name, tensor in [*old.named_parameters(), *old.named_buffers()]:
+    tensors = (*old.named_parameters(recurse=False), *old.named_buffers(recurse=False))
+    for name, tensor in tensors:
         if tensor.dim() == 1:
             getattr(new, name).data = tensor.data[inputs.live].clone()
     return new

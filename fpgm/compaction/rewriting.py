@@ -112,7 +112,7 @@ class _Rewriter:
             if torch.equal(places, torch.arange(len(there))):
                 return new
         first, last = int(places[0]), int(places[-1]) + 1
-        if torch.equal(places, torch.arange(first, last)):
+        if first < last and torch.equal(places, torch.arange(first, last)):
             part = (slice(None), slice(first, last))
             return self._new.call_function(operator.getitem, (new, part))
         self._parts[f"{node.name}_pick"] = Pick(places.to(self._device))

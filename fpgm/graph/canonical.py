@@ -231,12 +231,13 @@ def _call(
     parent, module = traced.get_submodule(holder), layer.module
     before = getattr(parent, last, None)
     if isinstance(before, nn.Module):
-        # What else it holds may be read by others.
         for child, inner in before.named_children():
             module.add_module(child, inner)
-        for key, value in before.named_parameters(recurse=False):
-            if key not in module._parameters:
-                module.register_parameter(key, value)
+        # What else it holds may be read by others.
+        read = {str(n.target) for n in traced.graph.nodes if n.op == "get_attr" and n.users}
+        for key, value in (*before._parameters.items(), *before._buffers.items()):
+            if f"{layer.name}.{key}" in read and not hasattr(module, key):
+                setattr(module, key, value)
     elif before is not None:
         delattr(parent, last)
     setattr(parent, last, module)
@@ -274,7 +275,7 @@ def _with_numbers(traced: fx.GraphModule) -> None:
             attribute = source.op == "get_attr"
             value = operator.attrgetter(str(source.target))(traced) if attribute else None
             if isinstance(value, Tensor) and value.numel() == 1 and value.dim() <= 1:
-                numbers[source] = float(value)
+                numbers[source] = float(value.detach())
         if numbers:
             node.args = tuple(numbers.get(a, a) if isinstance(a, fx.Node) else a for a in node.args)
         if len(node.args) == 2 and isinstance(node.args[0], int | float):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
 import torch.nn.functional as F
@@ -111,7 +112,7 @@ def _classified(
 ) -> ChannelGraph:
     modules = dict(network.named_modules())
     calls = Counter(str(n.target) for n in network.graph.nodes if n.op == "call_module")
-    shared = {name for name, count in calls.items() if count > 1} | _shared_parameters(modules)
+    shared = {name for name, count in calls.items() if count > 1} | _shared_parameters(network)
     kinds: dict[fx.Node, str] = {}
     flat: set[fx.Node] = set()
     for node in network.graph.nodes:
@@ -183,13 +184,17 @@ def _flattens(node: fx.Node, kind: str, flat: set[fx.Node], samples: Mapping[fx.
     return kind == FLATTEN or (kind not in (OPAQUE, OUTPUT) and node.all_input_nodes[0] in flat)
 
 
-def _shared_parameters(modules: dict[str, nn.Module]) -> set[str]:
-    """Modules with a parameter that another module has too."""
-    owners: dict[int, list[str]] = {}
-    for name, module in modules.items():
-        for parameter in module.parameters(recurse=False):
-            owners.setdefault(id(parameter), []).append(name)
-    return {name for names in owners.values() if len(names) > 1 for name in names}
+def _shared_parameters(network: fx.GraphModule) -> set[str]:
+    """Modules that are called, with a parameter that is used elsewhere, too."""
+    users: dict[int, set[str]] = defaultdict(set)
+    for node in network.graph.nodes:
+        if node.op == "get_attr":
+            users[id(attrgetter(str(node.target))(network))].add("")
+        if node.op == "call_module":
+            module = network.get_submodule(str(node.target))
+            for parameter in module.parameters(recurse=False):
+                users[id(parameter)].add(str(node.target))
+    return {name for names in users.values() if len(names) > 1 for name in names} - {""}
 
 
 def _overwritten(

@@ -169,6 +169,8 @@ class SampleProxy(fx.Proxy):
         if isinstance(value, Tensor) and name in _KNOWN:
             # Only the sample is on the meta device.
             return tracer.device if name == "device" else getattr(value, name)
+        if name == "shape":
+            return tracer.create_proxy("call_function", getattr, (self, "shape"), {})
         return super().__getattr__(name)
 
     def __getitem__(self, index: Any) -> Any:
@@ -176,6 +178,9 @@ class SampleProxy(fx.Proxy):
         # How many channels there are is so for every image.
         if _is_shape(self.node) and value is not None and _of_channels(index, len(value)):
             return value[index]
+        several = isinstance(value, tuple | list) and not isinstance(value, torch.Size)
+        if several and isinstance(index, slice):
+            return [self[place] for place in range(len(value))[index]]
         return self.tracer.create_proxy("call_function", operator.getitem, (self, index), {})
 
     def __len__(self) -> int:

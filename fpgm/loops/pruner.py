@@ -205,7 +205,7 @@ class Pruner:
         return {
             name: (id(weight), weight._version)
             for name, weight in weights.items()
-            if len(self.keep[name]) < len(weight)  # type: ignore[arg-type]
+            if len(self.keep[name]) < len(weight)
         }
 
 
