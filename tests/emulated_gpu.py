@@ -124,6 +124,8 @@ def _check_index(tensor: Tensor, index: Any) -> None:
 
 def _to(args: tuple, kwargs: dict[str, Any]) -> Tensor:
     own, *rest = args
+    if rest[:1] == ["meta"]:  # where tensors have no values, and no device matters
+        return plainly(Tensor.to, (to_cpu(own), "meta"), {})
     target = kwargs.get("device")
     for i, one in enumerate(rest):
         if isinstance(one, str | torch.device):

@@ -32,7 +32,7 @@ from fpgm.training.task import Task, prepare
 class Noise:
     """A resnet20 on noise: what a method sees of a task."""
 
-    image_shape = (3, 12, 12)
+    image = image_shape = (3, 12, 12)
     ranks = ALONE
     device = torch.device("cpu")
     steps = 3

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from operator import attrgetter
 from typing import Any
 
 import torch.nn.functional as F
@@ -185,16 +184,14 @@ def _flattens(node: fx.Node, kind: str, flat: set[fx.Node], samples: Mapping[fx.
 
 
 def _shared_parameters(network: fx.GraphModule) -> set[str]:
-    """Modules that are called, with a parameter that is used elsewhere, too."""
+    """Modules with a parameter that another one has, too."""
     users: dict[int, set[str]] = defaultdict(set)
     for node in network.graph.nodes:
-        if node.op == "get_attr":
-            users[id(attrgetter(str(node.target))(network))].add("")
         if node.op == "call_module":
             module = network.get_submodule(str(node.target))
             for parameter in module.parameters(recurse=False):
                 users[id(parameter)].add(str(node.target))
-    return {name for names in users.values() if len(names) > 1 for name in names} - {""}
+    return {name for names in users.values() if len(names) > 1 for name in names}
 
 
 def _overwritten(

@@ -27,7 +27,7 @@ from fpgm.report.sweep import sweep
 from fpgm.runs.grid import opened, runs
 from fpgm.runs.run import read_config
 from fpgm.shipping.export import export_run
-from fpgm.training.task import asked
+from fpgm.training.asked import asked
 
 __all__ = ["few"]  # a fixture
 
