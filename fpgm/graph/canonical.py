@@ -10,6 +10,7 @@ the parameter itself where that is not called `weight`.
 from __future__ import annotations
 
 import operator
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -38,9 +39,10 @@ def canonical(traced: fx.GraphModule, samples: dict[fx.Node, Any]) -> set[str]:
     """
     graph, computed = traced.graph, set()
     _without_checks(graph, samples)
+    uses = _uses(traced)
     for node in list(graph.nodes):
-        layer = _layer(traced, node, samples)
-        if layer is not None:
+        layer = _layer(traced, node, samples, uses)
+        if layer is not None and _free(traced, layer.name, node):
             _call(traced, node, layer, samples)
             computed |= {layer.name} if layer.computed else set()
     _without_leftovers(graph)
@@ -57,12 +59,12 @@ def canonical(traced: fx.GraphModule, samples: dict[fx.Node, Any]) -> set[str]:
 
 
 def _without_checks(graph: fx.Graph, samples: Mapping[fx.Node, Any]) -> None:
-    """Assertions, and the numbers that were computed for nothing else."""
+    """The numbers that were computed for what is decided already."""
     compared = {getattr(operator, name) for name in ("eq", "ne", "lt", "le", "gt", "ge")}
     for node in reversed(graph.nodes):
         number = isinstance(samples.get(node), int | float | tuple) or node.target in compared
         unread = not node.users and node.op in ("call_function", "call_method") and number
-        if node.target is torch._assert or unread:
+        if unread:
             graph.erase_node(node)
 
 
@@ -97,7 +99,9 @@ class _Tensor:
     read: bool
 
 
-def _layer(traced: fx.GraphModule, node: fx.Node, samples: Mapping[fx.Node, Any]) -> _Layer | None:
+def _layer(
+    traced: fx.GraphModule, node: fx.Node, samples: Mapping[fx.Node, Any], uses: Counter[int]
+) -> _Layer | None:
     """The layer that a node stands for, None where it is torch's own or none."""
     if node.op == "call_module":
         own = traced.get_submodule(str(node.target))
@@ -106,18 +110,18 @@ def _layer(traced: fx.GraphModule, node: fx.Node, samples: Mapping[fx.Node, Any]
     if node.op != "call_function":
         return None
     if node.target in (F.conv2d, torch.conv2d):
-        return _convolution(traced, node)
+        return _convolution(traced, node, uses)
     if node.target is F.linear:
-        return _linear(traced, node)
+        return _linear(traced, node, uses)
     if node.target is F.batch_norm:
         sample = samples.get(node)
         flat = isinstance(sample, Shape) and len(sample.sizes) == 2
-        return _batch_norm(traced, node, nn.BatchNorm1d if flat else nn.BatchNorm2d)
+        return _batch_norm(traced, node, uses, nn.BatchNorm1d if flat else nn.BatchNorm2d)
     return None
 
 
-def _convolution(traced: fx.GraphModule, node: fx.Node) -> _Layer | None:
-    given = _weights(traced, node)
+def _convolution(traced: fx.GraphModule, node: fx.Node, uses: Counter[int]) -> _Layer | None:
+    given = _weights(traced, node, uses)
     places = {"stride": (3, 1), "padding": (4, 0), "dilation": (5, 1), "groups": (6, 1)}
     options = {key: argument(node, place, key, usual) for key, (place, usual) in places.items()}
     if given is None or any(map(_holds_nodes, options.values())):
@@ -132,9 +136,9 @@ def _convolution(traced: fx.GraphModule, node: fx.Node) -> _Layer | None:
     return _Layer(weight.layer, _filled(made, weight=weight.value, bias=bias), not weight.read)
 
 
-def _linear(traced: fx.GraphModule, node: fx.Node) -> _Layer | None:
-    given = _weights(traced, node)
-    if given is None:
+def _linear(traced: fx.GraphModule, node: fx.Node, uses: Counter[int]) -> _Layer | None:
+    given = _weights(traced, node, uses)
+    if given is None or given[0].value.dim() != 2:
         return None
     weight, bias = given
     units, inputs = weight.value.shape
@@ -143,22 +147,24 @@ def _linear(traced: fx.GraphModule, node: fx.Node) -> _Layer | None:
     return _Layer(weight.layer, _filled(made, weight=weight.value, bias=bias), not weight.read)
 
 
-def _weights(traced: fx.GraphModule, node: fx.Node) -> tuple[_Tensor, Tensor | None] | None:
+def _weights(
+    traced: fx.GraphModule, node: fx.Node, uses: Counter[int]
+) -> tuple[_Tensor, Tensor | None] | None:
     """Weight and bias of a function's second and third argument, None where one is not known."""
-    weight = _tensor(traced, argument(node, 1, "weight", None))
+    weight = _tensor(traced, argument(node, 1, "weight", None), uses)
     given = argument(node, 2, "bias", None)
-    bias = _tensor(traced, given)
+    bias = _tensor(traced, given, uses)
     if weight is None or (bias is None and given is not None):
         return None
     return weight, None if bias is None else bias.value
 
 
 def _batch_norm(
-    traced: fx.GraphModule, node: fx.Node, kind: Callable[..., nn.Module]
+    traced: fx.GraphModule, node: fx.Node, uses: Counter[int], kind: Callable[..., nn.Module]
 ) -> _Layer | None:
     names = (*_STATISTICS, "weight", "bias")
     given = {name: argument(node, place, name, None) for place, name in enumerate(names, 1)}
-    found = {name: _tensor(traced, value) for name, value in given.items()}
+    found = {name: _tensor(traced, value, uses) for name, value in given.items()}
     training = argument(node, 5, "training", False)
     momentum, eps = argument(node, 6, "momentum", 0.1), argument(node, 7, "eps", 1e-5)
     known = all(found[name] is not None for name in _STATISTICS) and all(
@@ -171,8 +177,6 @@ def _batch_norm(
     tensors = {name: None if one is None else one.value for name, one in found.items()}
     # It is called as the module that holds its statistics.
     holder, _, last = str(given["running_mean"].target).rpartition(".")
-    own = traced.get_submodule(holder)
-    tensors["num_batches_tracked"] = getattr(own, "num_batches_tracked", None)
     count, affine = len(tensors["running_mean"]), given["weight"] is not None  # type: ignore[arg-type]
     made = kind(count, eps, momentum, affine=affine)
     return _Layer(holder or last, _filled(made, **tensors))
@@ -190,31 +194,49 @@ def _filled(layer: nn.Module, **tensors: Tensor | None) -> nn.Module:
     return layer.eval()
 
 
-def _tensor(traced: fx.GraphModule, given: Any) -> _Tensor | None:
+def _tensor(traced: fx.GraphModule, given: Any, uses: Counter[int]) -> _Tensor | None:
     """What is a parameter or buffer, or computed filter by filter from one alone; else None."""
     if not isinstance(given, fx.Node):
         return None
     read = given.op == "get_attr"
     if read:
         name, value = str(given.target), operator.attrgetter(str(given.target))(traced)
-        if not isinstance(value, Tensor) or _read_elsewhere(traced.graph, given):
-            return None
+        if not isinstance(value, Tensor) or uses[id(value)] != 1:
+            return None  # no layer has it for itself
     else:
         found = effective(traced, given)
         if found is None:
             return None
-        name, value = found
+        name, value, inside = found
+        for n in (n for n in inside if n.op == "get_attr"):
+            own = operator.attrgetter(str(n.target))(traced)
+            if uses[id(own)] != sum(user in inside for user in n.users):
+                return None
     holder, _, attribute = name.rpartition(".")
     return _Tensor(holder if attribute == "weight" and holder else name, value, read)
 
 
-def _read_elsewhere(graph: fx.Graph, parameter: fx.Node) -> bool:
-    """Whether a parameter that is no layer's weight by its name is read more than once."""
-    holder, _, attribute = str(parameter.target).rpartition(".")
-    if holder and attribute in ("weight", "bias", *_STATISTICS):
-        return False
-    same = [n for n in graph.nodes if n.op == "get_attr" and n.target == parameter.target]
-    return sum(len(node.users) for node in same) > 1
+def _uses(traced: fx.GraphModule) -> Counter[int]:
+    """How often each parameter and buffer is used, by its id: once for each operation that reads
+    it, and by every call of a layer that has it."""
+    found: Counter[int] = Counter()
+    for node in traced.graph.nodes:
+        if node.op == "get_attr":
+            found[id(operator.attrgetter(str(node.target))(traced))] += len(node.users)
+        if node.op == "call_module":
+            layer = traced.get_submodule(str(node.target))
+            found.update(id(tensor) for tensor in (*layer.parameters(), *layer.buffers()))
+    return found
+
+
+def _free(traced: fx.GraphModule, name: str, node: fx.Node) -> bool:
+    """Whether a layer can get this name: no other call has it, and what holds it is no layer."""
+    if node.op == "call_module":
+        return True
+    called = {str(n.target) for n in traced.graph.nodes if n.op == "call_module"}
+    parts = name.split(".")
+    above = {".".join(parts[:end]) for end in range(1, len(parts) + 1)}
+    return not called & above
 
 
 def _holds_nodes(value: Any) -> bool:
@@ -278,7 +300,7 @@ def _with_numbers(traced: fx.GraphModule) -> None:
                 numbers[source] = float(value.detach())
         if numbers:
             node.args = tuple(numbers.get(a, a) if isinstance(a, fx.Node) else a for a in node.args)
-        if len(node.args) == 2 and isinstance(node.args[0], int | float):
+        if len(node.args) == 2 and not node.kwargs and isinstance(node.args[0], int | float):
             node.args = node.args[::-1]
 
 

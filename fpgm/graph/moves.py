@@ -57,6 +57,8 @@ def _moves(
     """Whether it moves values in a way that no kind stands for yet, or goes on with a chain."""
     if not node.args or not isinstance(node.args[0], fx.Node):
         return False
+    if name_of(node) == "squeeze" and len(node.args) == 1 and not node.kwargs:
+        return False  # a batch of one image would go, too
     if node.op == "call_module":
         moving = isinstance(modules[str(node.target)], _LAYERS)
     else:
@@ -69,6 +71,8 @@ def _start(node: fx.Node, samples: Mapping[fx.Node, Any]) -> tuple[fx.Node, Tens
     sample = samples.get(node)
     if not isinstance(sample, Shape) or len(sample.sizes) < 2 or 1 in sample.varies:
         return None  # no channels there, but rows of an image
+    if any(sample.sizes[place] == 1 for place in sample.varies):
+        return None  # what is one pixel here is more elsewhere
     return node, _numbered(sample.sizes)
 
 

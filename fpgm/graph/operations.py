@@ -187,8 +187,8 @@ def _module_kind(module: nn.Module) -> str:
     if type(module) in (nn.Conv2d, SameConv2d):
         depthwise = module.groups == module.in_channels == module.out_channels
         kind = CONV if module.groups == 1 else DEPTHWISE if depthwise else GROUPED
-        if depthwise and getattr(module, "fixed", False):
-            kind = FIXED
+        if getattr(module, "fixed", False):  # its filters are no parameter
+            kind = FIXED if depthwise and module.bias is None else OPAQUE
     elif type(module) in (nn.BatchNorm2d, nn.BatchNorm1d) and module.running_mean is not None:
         kind = NORM
     elif type(module) is nn.Linear:

@@ -6,16 +6,18 @@ on random inputs of several sizes nothing else gives the same values.
 
 from __future__ import annotations
 
+import copy
 import operator
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from fpgm.graph.operations import computed
+from fpgm.graph.operations import computed, hooked
 from fpgm.networks.layers import SameConv2d
 
-SIZES = ((9, 9), (12, 15), (16, 10))  # of images, in kernels' reach of both parities
+SIZES = ((9, 9), (12, 15), (40, 70))  # of images, of both parities
+SCALES = (1e-3, 1.0, 1e4)  # of what is in them
 
 
 def plain(module: nn.Module) -> nn.Conv2d | None:
@@ -23,7 +25,7 @@ def plain(module: nn.Module) -> nn.Conv2d | None:
     same; None where `module` is no convolution with a forward of its own, or another."""
     if not isinstance(module, nn.Conv2d) or type(module) in (nn.Conv2d, SameConv2d):
         return None
-    if type(module).forward is nn.Conv2d.forward:
+    if type(module).forward is nn.Conv2d.forward or hooked(module):
         return None
     for kind in (nn.Conv2d, SameConv2d):
         candidate = _alike(kind, module)
@@ -37,7 +39,8 @@ def normalises(module: nn.Module) -> nn.BatchNorm2d | None:
     only holds what a BatchNorm does (torchvision's FrozenBatchNorm2d); else None."""
     names = ("weight", "bias", "running_mean", "running_var")
     tensors = {name: getattr(module, name, None) for name in names}
-    if isinstance(module, nn.modules.batchnorm._BatchNorm) or next(module.children(), None):
+    others = isinstance(module, nn.modules.batchnorm._BatchNorm) or next(module.children(), None)
+    if others or hooked(module):
         return None
     if not all(isinstance(t, Tensor) and t.dim() == 1 for t in tensors.values()):
         return None
@@ -56,10 +59,10 @@ def normalises(module: nn.Module) -> nn.BatchNorm2d | None:
     return made if _same(module, made, count, (3, 4)) else None
 
 
-def effective(traced: fx.GraphModule, node: fx.Node) -> tuple[str, Tensor] | None:
+def effective(traced: fx.GraphModule, node: fx.Node) -> tuple[str, Tensor, set[fx.Node]] | None:
     """The parameter that a convolution's weight is computed from, filter by filter (weight
-    standardisation), and what comes out. None where it is made of anything else: a filter of zeros
-    must give zeros and leave the others as they are."""
+    standardisation), what comes out, and the nodes that it takes. None where it is made of anything
+    else: a filter of zeros must give zeros and leave the others as they are."""
     order = _above(node)
     if order is None:
         return None
@@ -75,7 +78,7 @@ def effective(traced: fx.GraphModule, node: fx.Node) -> tuple[str, Tensor] | Non
     part = _computed(order, {**values, weight: values[weight] * kept})
     if not torch.equal(part, whole * kept):
         return None
-    return str(weight.target), whole
+    return str(weight.target), whole, set(order)
 
 
 def _above(node: fx.Node) -> list[fx.Node] | None:
@@ -119,12 +122,15 @@ def _alike(kind: type[nn.Conv2d], module: nn.Conv2d) -> nn.Conv2d:
 
 @torch.no_grad()
 def _same(one: nn.Module, other: nn.Module, channels: int, size: tuple[int, int]) -> bool:
-    tensor = next(t for t in (*one.parameters(), *one.buffers()) if t.is_floating_point())
+    """In float64, on the CPU."""
+    one, other = (copy.deepcopy(module).cpu().double() for module in (one, other))
     generator = torch.Generator().manual_seed(0)
-    image = torch.randn(1, channels, *size, generator=generator).to(tensor)
-    try:
-        a, b = one.forward(image), other.forward(image)
-    except (RuntimeError, TypeError, ValueError):
-        return False
-    tolerance = 1e-5 if a.dtype == torch.float32 else 1e-12
-    return a.shape == b.shape and bool((a - b).abs().sum() <= tolerance * b.abs().sum())
+    image = torch.randn(1, channels, *size, generator=generator, dtype=torch.float64)
+    for scale in SCALES:
+        try:
+            a, b = one.forward(scale * image), other.forward(scale * image)
+        except (RuntimeError, TypeError, ValueError):
+            return False
+        if a.shape != b.shape or (a - b).abs().sum() > 1e-12 * b.abs().sum():
+            return False
+    return True

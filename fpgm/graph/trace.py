@@ -18,15 +18,19 @@ from fpgm.graph.operations import (
     CHOOSE,
     CONVOLUTIONS,
     ELEMENTWISE,
+    FIXED,
     FLATTEN,
     LINEAR,
     MUL,
     NORM,
     OPAQUE,
     OUTPUT,
+    PAD,
     POOL,
     RESHAPE,
+    SLICE,
     SLOPE,
+    SPATIAL,
     UNITS,
     WRITERS,
     argument,
@@ -44,7 +48,8 @@ _SAME_FUNCTIONS = {F.dropout, F.dropout2d, stochastic_depth, "contiguous", "to",
 _VIEWS = {
     "view", "reshape", "flatten", "permute", "transpose", "squeeze", "unsqueeze", "chunk", "split",
     "narrow", "select", "expand", "unbind", "getitem", "movedim", "swapaxes", "unflatten", "detach",
-    "view_as", "t", "choose",
+    "view_as", "t", "choose", "ravel", "tensor_split", "split_with_sizes", "expand_as", "swapdims",
+    "moveaxis", "reshape_as",
 }  # fmt: skip
 
 
@@ -114,6 +119,7 @@ def _classified(
     shared = {name for name, count in calls.items() if count > 1} | _shared_parameters(network)
     kinds: dict[fx.Node, str] = {}
     flat: set[fx.Node] = set()
+    runs: set[fx.Node] = set()  # (B, features), of which several are of one channel
     for node in network.graph.nodes:
         kind = kind_of(node, modules)
         # No filter can be taken from one call alone of a layer that is called twice.
@@ -121,7 +127,14 @@ def _classified(
         fits = _fits(node, kind, flat, modules) or (
             kind == LINEAR and _along_features(node, kinds, samples)
         )
+        fits = fits and _has_pixels(node, kind, samples)
+        if node in runs or runs.intersection(node.all_input_nodes):
+            fits = fits and kind not in (CHOOSE, RESHAPE)
         kinds[node] = kind if fits and not repeated else OPAQUE
+        if kinds[node] == FLATTEN and _in_runs(node, samples):
+            runs.add(node)
+        elif kinds[node] not in (*WRITERS, LINEAR, OPAQUE, OUTPUT):
+            runs |= {node} if runs.intersection(node.all_input_nodes) else set()
         if _flattens(node, kinds[node], flat, samples):
             flat.add(node)
     for node in [n for n, kind in kinds.items() if kind == LINEAR]:
@@ -174,6 +187,20 @@ def _fits(node: fx.Node, kind: str, flat: set[fx.Node], modules: dict[str, nn.Mo
     return kind in (ELEMENTWISE, FLATTEN, CHOOSE, RESHAPE, OPAQUE, OUTPUT) or not any(inputs)
 
 
+def _in_runs(node: fx.Node, samples: Mapping[fx.Node, Any]) -> bool:
+    """Whether a flatten makes several features of a channel, as far as it is known."""
+    before, after = samples.get(node.all_input_nodes[0]), samples.get(node)
+    known = isinstance(before, Shape) and isinstance(after, Shape)
+    return not known or before.sizes[1:2] != after.sizes[1:2]  # type: ignore[union-attr]
+
+
+def _has_pixels(node: fx.Node, kind: str, samples: Mapping[fx.Node, Any]) -> bool:
+    """Whether what is meant for (B, C, H, W) gets that, where it is known what it gets."""
+    sample = samples.get(node.all_input_nodes[0]) if node.all_input_nodes else None
+    meant = kind in (*CONVOLUTIONS, POOL, SPATIAL, FIXED, PAD, SLICE)
+    return not meant or not isinstance(sample, Shape) or len(sample.sizes) == 4
+
+
 def _flattens(node: fx.Node, kind: str, flat: set[fx.Node], samples: Mapping[fx.Node, Any]) -> bool:
     """Whether the result is (batch, features)."""
     if isinstance(samples.get(node), Shape):
@@ -211,7 +238,7 @@ def _overwritten(
         overwrites = inplace(node, modules)
         same = overwrites or _gives_back(node, modules)
         whole[node] = whole[source] if same and source is not node else node
-        viewed = same or name_of(node) in _VIEWS
+        viewed = same or name_of(node) in _VIEWS or _is_view(node, modules)
         storage[node] = storage[source] if viewed and source is not node else node
         for other in storage if overwrites else ():
             if storage[other] is not storage[node] or other is node:
@@ -224,6 +251,12 @@ def _overwritten(
                     "again: write to a copy (x = x + y in place of x += y, inplace=False)"
                 )
     return replaced
+
+
+def _is_view(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    return node.op == "call_module" and isinstance(
+        modules[str(node.target)], nn.Flatten | nn.Unflatten
+    )
 
 
 def _gives_back(node: fx.Node, modules: dict[str, nn.Module]) -> bool:

@@ -9,6 +9,7 @@ takes images of any size.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 import operator
@@ -150,7 +151,8 @@ def _counts_images(node: fx.Node) -> bool:
 def _shape(value: Any, other: Any) -> Any:
     """What is told of a value. other: the same for a larger image, None where it is not known."""
     if isinstance(value, Tensor):
-        larger = other.shape if isinstance(other, Tensor) else [0] * value.dim()
+        alike = isinstance(other, Tensor) and other.dim() == value.dim()
+        larger = other.shape if alike else [0] * value.dim()
         changed = (place for place, size in enumerate(value.shape) if larger[place] != size)
         return Shape(tuple(value.shape), frozenset(changed))
     if isinstance(value, tuple | list):
@@ -174,19 +176,22 @@ class SampleProxy(fx.Proxy):
         return super().__getattr__(name)
 
     def __getitem__(self, index: Any) -> Any:
-        value = self.tracer.values.get(self.node)  # type: ignore[attr-defined]
-        # How many channels there are is so for every image.
-        if _is_shape(self.node) and value is not None and _of_channels(index, len(value)):
-            return value[index]
-        several = isinstance(value, tuple | list) and not isinstance(value, torch.Size)
-        if several and isinstance(index, slice):
-            return [self[place] for place in range(len(value))[index]]
-        return self.tracer.create_proxy("call_function", operator.getitem, (self, index), {})
+        tracer: SampleTracer = self.tracer  # type: ignore[assignment]
+        value = tracer.values.get(self.node)
+        if value is not None and _is_shape(self.node):
+            if isinstance(index, slice) and 1 in range(len(value))[index]:
+                return tuple(self[place] for place in range(len(value))[index])
+            # How many channels there are is so for every image.
+            if isinstance(index, int) and index % len(value) == 1 and tracer.stays(self.node, 1):
+                return value[index]
+        elif isinstance(value, tuple | list) and isinstance(index, slice):
+            return [self[place] for place in range(tracer.parts(self.node))[index]]
+        return tracer.create_proxy("call_function", operator.getitem, (self, index), {})
 
     def __len__(self) -> int:
-        value = self.tracer.values.get(self.node)  # type: ignore[attr-defined]
-        if isinstance(value, tuple | list):
-            return len(value)
+        tracer: SampleTracer = self.tracer  # type: ignore[assignment]
+        if isinstance(tracer.values.get(self.node), tuple | list):
+            return tracer.parts(self.node)
         return int(super().__len__())
 
     def __index__(self) -> int:
@@ -199,20 +204,19 @@ class SampleProxy(fx.Proxy):
         return float(self.tracer.number(self))  # type: ignore[attr-defined]
 
 
-def _of_channels(place: Any, dims: int) -> bool:
-    """Whether a tensor of so many dimensions has its channels there."""
-    return (dims, place) in ((4, 1), (4, -3), (2, 1), (2, -1))
-
-
-def _recorded(target: Callable[..., Any]) -> Any:
+def _recorded(target: Callable[..., Any], twin: Callable[..., Any]) -> Any:
     def method(self: fx.Proxy, other: Any) -> fx.Proxy:
-        return self.tracer.create_proxy("call_function", target, (self, other), {})
+        # A number is not overwritten: it gets another name.
+        value = self.tracer.values.get(self.node)  # type: ignore[attr-defined]
+        done = twin if isinstance(value, int | float) else target
+        return self.tracer.create_proxy("call_function", done, (self, other), {})
 
     return method
 
 
 for _name in _INPLACE:
-    setattr(SampleProxy, f"__{_name}__", _recorded(getattr(operator, _name)))
+    _targets = (getattr(operator, name) for name in (_name, _name[1:]))
+    setattr(SampleProxy, f"__{_name}__", _recorded(*_targets))
 
 
 class SampleTracer(fx.Tracer):
@@ -224,6 +228,7 @@ class SampleTracer(fx.Tracer):
     def __init__(self, model: nn.Module, image: Image | None, decides: bool) -> None:
         super().__init__()
         self.values: dict[fx.Node, Any] = {}
+        self.larger: dict[fx.Node, Any] = {}  # the same for a larger image, and more of them
         self._image, self._decides = image, decides
         self._shadow = _shadow(model)
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
@@ -238,24 +243,25 @@ class SampleTracer(fx.Tracer):
                 graph = self.trace(model, _defaults(model))
             for node in graph.nodes:
                 node.type = None  # annotations; torch 2.6 cannot pickle those that are strings
-            return fx.GraphModule(model, graph), self._samples(graph)
+            network, told = fx.GraphModule(model, graph), self.values.items()
+            return network, {node: _shape(value, self.larger.get(node)) for node, value in told}
         finally:
             for name in set(vars(model)) - before:
                 delattr(model, name)
 
-    def _samples(self, graph: fx.Graph) -> dict[fx.Node, Any]:
-        """The values, with what changes in them for an image of another size."""
-        if self._image is None:
-            return {}
-        values, (channels, height, width) = self.values, self._image
-        self.values, self._image = {}, (channels, height + 32, width + 64)
-        try:
-            for node in graph.nodes:
-                self._run(node)
-        except RefusedError:
-            pass  # a network of one size: from there on nothing is known to stay
-        larger, self.values = self.values, values
-        return {node: _shape(value, larger.get(node)) for node, value in values.items()}
+    def stays(self, shape: fx.Node, place: int) -> bool:
+        """Whether a dimension is the same for images of another size."""
+        other = self.larger.get(shape)
+        return other is not None and bool(other[place] == self.values[shape][place])
+
+    def parts(self, node: fx.Node) -> int:
+        """How many tensors or sizes there are, for every image. Raises SizeError where that depends
+        on the image and nobody has said what image."""
+        value, other = self.values[node], self.larger.get(node)
+        if other is None or len(other) != len(value):
+            count = self.create_proxy("call_function", len, (fx.Proxy(node, self),), {})
+            return int(self.number(count))
+        return len(value)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """torch's own layers, and those of a network that is compact already."""
@@ -275,7 +281,8 @@ class SampleTracer(fx.Tracer):
         asks = node.op == "call_method" and target == "size" and len(node.args) == 2
         if asks and node in self.values:
             dims = self.values[node.all_input_nodes[0]].dim()
-            return self.values[node] if _of_channels(node.args[1], dims) else proxy
+            same = self.larger.get(node) == self.values[node]
+            return self.values[node] if same and node.args[1] % dims == 1 else proxy
         return proxy
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
@@ -294,9 +301,8 @@ class SampleTracer(fx.Tracer):
         return bool(self.number(obj))
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
-        value = self.values.get(obj.node)
-        if isinstance(value, tuple | list):
-            return iter([operator.getitem(obj, place) for place in range(len(value))])
+        if isinstance(self.values.get(obj.node), tuple | list):
+            return iter([obj[place] for place in range(self.parts(obj.node))])  # type: ignore[index]
         return super().iter(obj)
 
     def number(self, proxy: fx.Proxy) -> Any:
@@ -314,33 +320,46 @@ class SampleTracer(fx.Tracer):
         return value
 
     def _run(self, node: fx.Node) -> None:
-        """The node on the sample. Raises RefusedError."""
+        """The node on the sample, and on a larger one of more images. Raises RefusedError."""
         if self._image is None or node.op == "output" or node.target is check_way:
             return
-        if node.op == "placeholder":
-            dtype = next((p.dtype for p in self.root.parameters()), None)
-            images = torch.empty(BATCH, *self._image, dtype=dtype, device="meta")
-            default = node.args[0] if node.args else None
-            self.values[node] = default if self.values else images
-            return
+        channels, height, width = self._image
         self._running = True
         try:
-            for source in node.all_input_nodes:
-                if source.op == "get_attr" and source not in self.values:  # buffers come unasked
-                    self.values[source] = self._attribute(str(source.target))
-            if all(source in self.values for source in node.all_input_nodes):
-                self.values[node] = self._result(node)
+            self._compute(node, self.values, (BATCH, *self._image))
+            with contextlib.suppress(Exception):  # a network of one size
+                self._compute(node, self.larger, (BATCH + 1, channels, height + 32, width + 64))
         except Exception as error:
             raise RefusedError(error) from error
         finally:
             self._running = False
 
-    def _result(self, node: fx.Node) -> Any:
+    def _compute(self, node: fx.Node, values: dict[fx.Node, Any], images: tuple[int, ...]) -> None:
+        """What a node is for such images, where it is known of what it takes."""
+        if node.op == "placeholder":
+            dtype = next((p.dtype for p in self.root.parameters()), None)
+            default = node.args[0] if node.args else None
+            first = torch.empty(images, dtype=dtype, device="meta")
+            values[node] = default if values else first
+            return
+        for source in node.all_input_nodes:
+            if source.op == "get_attr" and source not in values:  # buffers come unasked
+                values[source] = self._attribute(str(source.target))
+        if all(source in values for source in node.all_input_nodes):
+            values[node] = self._result(node, values)
+
+    def _result(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
         if node.op == "get_attr":
             return self._attribute(str(node.target))
-        # What the code makes by itself may lie elsewhere.
-        args: Any = map_aggregate(node.args, self._given)
-        kwargs: Any = map_aggregate(node.kwargs, self._given)
+
+        def given(argument: Any) -> Any:
+            if isinstance(argument, fx.Node):
+                return values[argument]
+            # What the code makes by itself may lie elsewhere.
+            return torch.device("meta") if isinstance(argument, torch.device) else argument
+
+        args: Any = map_aggregate(node.args, given)
+        kwargs: Any = map_aggregate(node.kwargs, given)
         target: Any = node.target
         if node.op == "call_module":
             # Its hooks are the user's, and not meant for a sample.
@@ -352,11 +371,6 @@ class SampleTracer(fx.Tracer):
         if isinstance(value, torch.Size):
             return value
         return tree_map_only(Tensor, lambda made: made.to("meta"), value)
-
-    def _given(self, argument: Any) -> Any:
-        if isinstance(argument, fx.Node):
-            return self.values[argument]
-        return torch.device("meta") if isinstance(argument, torch.device) else argument
 
     def _attribute(self, name: str) -> Any:
         made = name.startswith("_tensor_constant")  # by torch.fx, of the code's own tensors

@@ -38,7 +38,8 @@ def dropping(model: nn.Module) -> str | None:
     none."""
     for name, module in model.named_modules():
         others = not type(module).__module__.startswith(("torch.nn", "fpgm"))
-        drops = others and "drop" in type(module).__name__.lower()
+        kind = type(module).__name__.lower()
+        drops = others and ("drop" in kind or "stochastic" in kind)
         rates = [getattr(module, key, 0) for key in ("drop_prob", "p")]
         if drops and any(isinstance(rate, int | float) and rate > 0 for rate in rates):
             return str(name)
