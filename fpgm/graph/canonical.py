@@ -38,6 +38,7 @@ def canonical(traced: fx.GraphModule, samples: dict[fx.Node, Any]) -> set[str]:
     Returns the layers whose weight is computed from a parameter and so no parameter itself.
     """
     graph, computed = traced.graph, set()
+    _forget(graph, samples)
     _without_checks(graph, samples)
     uses = _uses(traced)
     for node in list(graph.nodes):
@@ -56,6 +57,16 @@ def canonical(traced: fx.GraphModule, samples: dict[fx.Node, Any]) -> set[str]:
     graph.lint()
     traced.recompile()
     return computed
+
+
+def _forget(graph: fx.Graph, samples: dict[fx.Node, Any]) -> None:
+    """What comes of squeeze() of every dimension of one: of a single image the batch goes, too."""
+    lost: set[fx.Node] = set()
+    for node in graph.nodes:
+        every = name_of(node) == "squeeze" and len(node.args) == 1 and not node.kwargs
+        if every or lost.intersection(node.all_input_nodes):
+            lost.add(node)
+            samples.pop(node, None)
 
 
 def _without_checks(graph: fx.Graph, samples: Mapping[fx.Node, Any]) -> None:

@@ -31,7 +31,7 @@ def resolve(traced: fx.GraphModule, samples: dict[fx.Node, Any]) -> set[fx.Node]
     # Where the values of a node come from: the first node of its chain, and the places in that.
     origin: dict[fx.Node, tuple[fx.Node, Any]] = {}
     for node in list(traced.graph.nodes):
-        if not _moves(node, modules, origin):
+        if node not in samples or not _moves(node, modules, origin):
             continue
         before = node.args[0]
         assert isinstance(before, fx.Node)
@@ -57,8 +57,6 @@ def _moves(
     """Whether it moves values in a way that no kind stands for yet, or goes on with a chain."""
     if not node.args or not isinstance(node.args[0], fx.Node):
         return False
-    if name_of(node) == "squeeze" and len(node.args) == 1 and not node.kwargs:
-        return False  # a batch of one image would go, too
     if node.op == "call_module":
         moving = isinstance(modules[str(node.target)], _LAYERS)
     else:

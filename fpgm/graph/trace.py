@@ -43,13 +43,13 @@ from fpgm.networks.modes import evaluating
 
 # What gives back its argument itself, in eval mode ...
 _SAME = (nn.Identity, nn.Dropout, nn.Dropout2d)
-_SAME_FUNCTIONS = {F.dropout, F.dropout2d, stochastic_depth, "contiguous", "to", "float", "double"}
+_SAME_FUNCTIONS = {F.dropout, F.dropout2d, stochastic_depth}
 # ... or may give back a part or another shape of it.
 _VIEWS = {
     "view", "reshape", "flatten", "permute", "transpose", "squeeze", "unsqueeze", "chunk", "split",
     "narrow", "select", "expand", "unbind", "getitem", "movedim", "swapaxes", "unflatten", "detach",
     "view_as", "t", "choose", "ravel", "tensor_split", "split_with_sizes", "expand_as", "swapdims",
-    "moveaxis", "reshape_as",
+    "moveaxis", "reshape_as", "to", "float", "double", "contiguous",
 }  # fmt: skip
 
 
@@ -236,7 +236,9 @@ def _overwritten(
     for node in order:
         source = node.all_input_nodes[0] if node.all_input_nodes else node
         overwrites = inplace(node, modules)
-        same = overwrites or _gives_back(node, modules)
+        # Of what is no part of another it gives back the same, and else perhaps a copy.
+        dense = name_of(node) == "contiguous" and name_of(source) not in _VIEWS
+        same = overwrites or dense or _gives_back(node, modules)
         whole[node] = whole[source] if same and source is not node else node
         viewed = same or name_of(node) in _VIEWS or _is_view(node, modules)
         storage[node] = storage[source] if viewed and source is not node else node
