@@ -21,7 +21,7 @@ from torch import Tensor, fx, nn
 
 from fpgm.graph.moves import MOVES, resolve
 from fpgm.graph.operations import argument, name_of
-from fpgm.graph.probes import effective, normalises, plain
+from fpgm.graph.probes import effective, holding, normalises, plain
 from fpgm.graph.tracer import Shape
 
 # What two tensors are told to meet in.
@@ -144,7 +144,7 @@ def _convolution(traced: fx.GraphModule, node: fx.Node, uses: Counter[int]) -> _
     )  # fmt: skip
     # Filters that are no parameter are not pruned: they go with what they read.
     made.fixed = weight.read and not isinstance(weight.value, nn.Parameter)
-    return _Layer(weight.layer, _filled(made, weight=weight.value, bias=bias), not weight.read)
+    return _Layer(weight.layer, holding(made, weight=weight.value, bias=bias), not weight.read)
 
 
 def _linear(traced: fx.GraphModule, node: fx.Node, uses: Counter[int]) -> _Layer | None:
@@ -155,7 +155,7 @@ def _linear(traced: fx.GraphModule, node: fx.Node, uses: Counter[int]) -> _Layer
     units, inputs = weight.value.shape
     options: dict[str, Any] = {"bias": bias is not None, "device": "meta"}
     made = torch.nn.utils.skip_init(nn.Linear, inputs, units, **options)
-    return _Layer(weight.layer, _filled(made, weight=weight.value, bias=bias), not weight.read)
+    return _Layer(weight.layer, holding(made, weight=weight.value, bias=bias), not weight.read)
 
 
 def _weights(
@@ -190,19 +190,7 @@ def _batch_norm(
     holder, _, last = str(given["running_mean"].target).rpartition(".")
     count, affine = len(tensors["running_mean"]), given["weight"] is not None  # type: ignore[arg-type]
     made = kind(count, eps, momentum, affine=affine)
-    return _Layer(holder or last, _filled(made, **tensors))
-
-
-def _filled(layer: nn.Module, **tensors: Tensor | None) -> nn.Module:
-    """The layer with these very tensors, in eval mode."""
-    for name, value in tensors.items():
-        if name in layer._buffers:
-            layer._buffers[name] = value
-        elif value is None or isinstance(value, nn.Parameter):
-            layer._parameters[name] = value
-        else:
-            layer._parameters[name] = nn.Parameter(value, requires_grad=False)
-    return layer.eval()
+    return _Layer(holder or last, holding(made, **tensors))
 
 
 def _tensor(traced: fx.GraphModule, given: Any, uses: Counter[int]) -> _Tensor | None:

@@ -60,7 +60,7 @@ _POOL_MODULES = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMa
 _POOL_FUNCTIONS = {
     F.max_pool2d, torch.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d,
 }  # fmt: skip
-# Each channel by itself, and the same for all: what is linear in a channel keeps zeros, no more.
+# A channel that is constant stays so: what is put between pixels is a mean of them.
 _RESIZINGS = {F.interpolate, F.upsample}
 # What overwrites its argument, and what computes the same elsewhere.
 TWINS: dict[Any, Any] = {
@@ -332,10 +332,11 @@ def _is_batch_size(size: Any) -> bool:
     if size.target == "size":
         return bool(size.args[1:] == (0,))
     shape = size.args[0] if size.target is operator.getitem else None
-    return isinstance(shape, fx.Node) and _is_shape(shape) and bool(size.args[1] == 0)
+    return isinstance(shape, fx.Node) and is_shape(shape) and bool(size.args[1] == 0)
 
 
-def _is_shape(node: fx.Node) -> bool:
+def is_shape(node: fx.Node) -> bool:
+    """Whether it is a tensor's shape, and no part of one."""
     attribute = node.target is getattr and node.args[1] == "shape"
     return bool(attribute) or (node.target == "size" and len(node.args) == 1)
 
@@ -352,7 +353,7 @@ def reads_no_channels(node: fx.Node, flat: set[fx.Node]) -> bool:
     known = len(indices) == len(node.users) and all(
         i in others or (isinstance(i, slice) and others != (0,) and _of_pixels(i)) for i in indices
     )
-    return _is_shape(node) and known
+    return is_shape(node) and known
 
 
 def _of_pixels(part: slice) -> bool:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import copy
 import operator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
 
 from fpgm.graph.operations import computed, hooked
 from fpgm.networks.layers import SameConv2d
+
+L = TypeVar("L", bound=nn.Module)
 
 SIZES = ((9, 9), (12, 15), (40, 70))  # of images, of both parities
 SCALES = (1e-3, 1.0, 1e4)  # of what is in them
@@ -47,15 +49,8 @@ def normalises(module: nn.Module) -> nn.BatchNorm2d | None:
     if not isinstance(getattr(module, "eps", None), float):
         return None
     count = len(tensors["weight"])  # type: ignore[arg-type]
-    made = nn.BatchNorm2d(count, eps=module.eps)  # type: ignore[arg-type]
-    for name, value in tensors.items():
-        if name in made._parameters:
-            frozen = nn.Parameter(value, requires_grad=False)  # type: ignore[arg-type]
-            made._parameters[name] = value if isinstance(value, nn.Parameter) else frozen
-        else:
-            made._buffers[name] = value
-    made._buffers["num_batches_tracked"] = None
-    made.eval()
+    plain_norm = nn.BatchNorm2d(count, eps=module.eps)  # type: ignore[arg-type]
+    made = holding(plain_norm, num_batches_tracked=None, **tensors)
     return made if _same(module, made, count, (3, 4)) else None
 
 
@@ -107,17 +102,27 @@ def _computed(order: list[fx.Node], given: dict[fx.Node, Any]) -> Tensor:
     return result
 
 
+def holding(layer: L, **tensors: Tensor | None) -> L:
+    """The layer with these very tensors, in eval mode."""
+    for name, value in tensors.items():
+        if name in layer._buffers:
+            layer._buffers[name] = value
+        elif value is None or isinstance(value, nn.Parameter):
+            layer._parameters[name] = value
+        else:
+            layer._parameters[name] = nn.Parameter(value, requires_grad=False)
+    return layer.eval()
+
+
 def _alike(kind: type[nn.Conv2d], module: nn.Conv2d) -> nn.Conv2d:
     """A convolution of that kind with the tensors of `module`."""
     options = ("stride", "padding", "dilation", "groups", "padding_mode")
-    made = torch.nn.utils.skip_init(
+    made: nn.Conv2d = torch.nn.utils.skip_init(
         kind, module.in_channels, module.out_channels, module.kernel_size,
         bias=module.bias is not None, device="meta",
         **{name: getattr(module, name) for name in options},
     )  # fmt: skip
-    assert isinstance(made, nn.Conv2d)
-    made.weight, made.bias = module.weight, module.bias
-    return made.eval()
+    return holding(made, weight=module.weight, bias=module.bias)
 
 
 @torch.no_grad()

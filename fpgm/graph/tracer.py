@@ -25,7 +25,7 @@ from torch.fx.node import map_aggregate
 from torch.utils._pytree import tree_map_only
 
 from fpgm.errors import GraphError, first_line
-from fpgm.graph.operations import check_way
+from fpgm.graph.operations import check_way, is_shape
 from fpgm.graph.probes import normalises, plain
 from fpgm.networks.layers import BorderConv2d, Expand, Pick, SameConv2d
 
@@ -130,19 +130,11 @@ def _shadow(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, {id(t): t.to("meta") for t in tensors})
 
 
-def _is_shape(node: Any) -> bool:
-    """Whether it is a tensor's shape, and no part of one."""
-    if not isinstance(node, fx.Node):
-        return False
-    attribute = node.target is getattr and node.args[1] == "shape"
-    return bool(attribute or (node.target == "size" and len(node.args) == 1))
-
-
 def _counts_images(node: fx.Node) -> bool:
     """Whether a number is made from the size of the batch."""
     first = len(node.args) == 2 and node.args[1] == 0
     if first and node.target is operator.getitem:
-        return _is_shape(node.args[0])
+        return isinstance(node.args[0], fx.Node) and is_shape(node.args[0])
     if first and node.target == "size":
         return True
     return any(_counts_images(n) for n in node.all_input_nodes if n.op == "call_function")
@@ -178,7 +170,7 @@ class SampleProxy(fx.Proxy):
     def __getitem__(self, index: Any) -> Any:
         tracer: SampleTracer = self.tracer  # type: ignore[assignment]
         value = tracer.values.get(self.node)
-        if value is not None and _is_shape(self.node):
+        if value is not None and is_shape(self.node):
             if isinstance(index, slice) and 1 in range(len(value))[index]:
                 return tuple(self[place] for place in range(len(value))[index])
             # How many channels there are is so for every image.

@@ -16,6 +16,7 @@ from torchvision.models import segmentation
 
 from fpgm.compaction.compact import load
 from fpgm.errors import CheckpointError, Error, first_line, imported
+from fpgm.graph.tracer import stated
 from fpgm.networks import models
 from fpgm.runs import checkpoint
 from fpgm.runs.run import read_config
@@ -50,9 +51,7 @@ def find(given: str) -> Subject:
             model, image = _own(given), LARGE
         else:
             model, image = _by_name(given)
-    told = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
-    size = dict(told).get("input_size") if isinstance(told, dict) else None
-    return Subject(given, model.eval(), tuple(size) if size else image)
+    return Subject(given, model.eval(), stated(model) or image)
 
 
 def _by_name(given: str) -> tuple[nn.Module, Image]:

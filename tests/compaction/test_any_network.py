@@ -380,11 +380,14 @@ def test_hidden_units_are_filters(criterion: str) -> None:
         return
     keep = fpgm.select(model, criterion, 0.5)
     assert list(keep) == ["body.up", "last"]
+    wide = fpgm.compact(model, keep, {"body.up": torch.arange(20)})  # some stay, as zeros
     fpgm.zero_(model, keep)
     small = fpgm.compact(model, keep)
     assert small.get_submodule("body.up").out_features == 16
     assert small.get_submodule("body.down").in_features == 16
     x = torch.randn(2, 3, 9, 8, dtype=torch.float64)
+    assert wide.get_submodule("body.up").out_features > 16
+    assert gap(model, wide, x) <= LIMIT
     assert gap(model, small, x) <= LIMIT
     assert fpgm.cost(small, (3, 9, 8)).macs == macs(small, x[:1]) // 2
 
@@ -493,14 +496,15 @@ def test_detector_gets_a_smaller_backbone_in_place() -> None:
     keep = fpgm.select(detector.backbone, "random", 0.5, "shared")
     fpgm.zero_(detector.backbone, keep)
     images = [torch.rand(3, 120, 160, dtype=torch.float64)]
+    x = torch.randn(1, 3, 64, 64, dtype=torch.float64)
+    dense = macs(detector.backbone, x)
     with torch.no_grad():
         before = detector(images)[0]
         detector.backbone = fpgm.compact(detector.backbone, keep)
         after = detector(images)[0]
     assert before["boxes"].shape == after["boxes"].shape
     assert torch.allclose(before["scores"], after["scores"], atol=1e-10)
-    x = torch.randn(1, 3, 64, 64, dtype=torch.float64)
-    assert macs(detector.backbone, x) > 0
+    assert macs(detector.backbone, x) < 0.9 * dense
 
 
 # What looks like one of the above and is not: exact all the same, or refused.
@@ -587,15 +591,23 @@ ODD: dict[str, Callable[[Odd, Tensor], Tensor]] = {
 }
 
 
+# Memory that two names share, and what depends on the image's size, which nobody has said here.
+REFUSED = (
+    "a hook", "a copy that is overwritten", "a view that is overwritten", "rows",
+    "images one by one", "how many rows",
+)  # fmt: skip
+
+
 @pytest.mark.parametrize("name", ODD)
 def test_what_only_looks_alike_is_exact_or_refused(name: str) -> None:
     torch.manual_seed(0)
     model = drawn(Odd(ODD[name]))
     names = set(model.state_dict())
-    try:
-        small = halved(model, "independent")[1]
-    except GraphError:
-        return  # said, and nothing computed
+    if name in REFUSED:
+        with pytest.raises(GraphError):
+            halved(model, "independent")
+        return
+    small = halved(model, "independent")[1]
     assert set(model.state_dict()) == names
     for shape in ((2, 3, 9, 9), (1, 3, 12, 15), (3, 3, 20, 11)):
         x = torch.randn(shape, dtype=torch.float64)
