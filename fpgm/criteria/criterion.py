@@ -17,7 +17,7 @@ import pkgutil
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,13 +32,15 @@ GIVEN = ("seed", "rate")  # by the selection, to the criteria that have such a p
 @dataclass(frozen=True)
 class Criterion:
     """function: weight (N, C, kH, kW) -> (N,) float64, lowest pruned first; views: parameter ->
-    what it is handed; places: it gives an order of pruning in a layer and no scores that could be
+    what it is handed; joint: what it looks at adds up over layers that are decided together, before
+    it is scored; places: it gives an order of pruning in a layer and no scores that could be
     compared with another layer's; pruned: (filters, rate, **options) -> how many of a layer's
     filters go, where that is not floor(filters * rate)."""
 
     name: str
     function: Callable[..., Tensor]
     views: Mapping[str, View] = field(default_factory=dict)
+    joint: bool = False
     places: bool = False
     pruned: Callable[..., int] | None = None
 
@@ -59,9 +61,9 @@ class Criterion:
         return any(view.reads_images for view in self.views.values())
 
     @property
-    def needs_part(self) -> Literal["BatchNorm", "ReLU"] | None:
+    def needs_part(self) -> str | None:
         """What must stand behind a convolution that it can score."""
-        return next((view.part for view in self.views.values()), None)
+        return next((view.part for view in self.views.values() if view.part), None)
 
     def check(self, options: Mapping[str, Any], prefix: str = "criterion.") -> list[str]:
         """A line for each option that is unknown or has a value it does not take."""
@@ -78,9 +80,9 @@ class Criterion:
         """
         for name in self.views:
             values = arguments[name]
-            if values.shape != (len(weight),):
+            if values.shape[:1] != (len(weight),):
                 raise Error(
-                    f"{name}: needs one value for each of the {len(weight)} filters, has the shape "
+                    f"{name}: needs a value for each of the {len(weight)} filters, has the shape "
                     f"{tuple(values.shape)}"
                 )
             arguments[name] = values.detach().to(weight.device).double()
@@ -92,13 +94,17 @@ CRITERIA: dict[str, Criterion] = {}
 
 
 def criterion(
-    *, places: bool = False, pruned: Callable[..., int] | None = None, **views: View
+    *,
+    joint: bool = False,
+    places: bool = False,
+    pruned: Callable[..., int] | None = None,
+    **views: View,
 ) -> Callable[[Callable[..., Tensor]], Criterion]:
     """Mark a function as a criterion that goes by its name. views: parameter -> what it is handed;
-    places, pruned: see Criterion."""
+    joint, places, pruned: see Criterion."""
 
     def mark(function: Callable[..., Tensor]) -> Criterion:
-        return Criterion(function.__name__, function, views, places, pruned)
+        return Criterion(function.__name__, function, views, joint, places, pruned)
 
     return mark
 

@@ -3,13 +3,14 @@
 Every batch is read once for all criteria that are asked for, in one pass in eval mode: the network
 is judged as it is used, and the mean over images does not depend on how they are batched. A
 BatchNorm that has seen no data yet (a random start) takes each batch's own statistics instead: with
-those it was made with, activations say nothing. Only sums are kept, (N,) for each layer.
+those it was made with, activations say nothing. What is
+gathered, and how, is up to the criteria's views.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,14 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from fpgm.criteria.criterion import Criterion, named
-from fpgm.criteria.views import Gate, Maps, Scale
+from fpgm.criteria.views import Collector, View
 from fpgm.errors import Error
-from fpgm.graph.flow import batch_norms, kept_full, rectifiers
+from fpgm.graph.flow import kept_full
 from fpgm.graph.trace import ChannelGraph, trace
 from fpgm.graph.tracer import Image
 from fpgm.networks.modes import evaluating, exact
 
-Evidence = dict[str, dict[str, Tensor]]  # layer -> {parameter of the criterion: (N,) float64}
+Evidence = dict[str, dict[str, Tensor]]  # layer -> {parameter of the criterion: (N, ...) float64}
 Batches = Iterable[tuple[Tensor, Tensor]]  # (B, C, H, W) normalised images and (B,) labels
 
 
@@ -60,7 +61,7 @@ def gather(
     layers: Sequence[str] | None = None,
     image: Image | None = None,
 ) -> Evidence:
-    """The evidence of the criteria `names`: layer -> {parameter: (N,) float64, on the CPU}.
+    """The evidence of the criteria `names`: layer -> {parameter: (N, ...) float64, on the CPU}.
 
     batches: on the network's device; read once, at most, and not at all where no criterion asked
     for reads images. layers: by default all that can be pruned; image: see fpgm.select. A layer
@@ -69,29 +70,31 @@ def gather(
     Raises Error where batches are wanted and there are none, and for what is not finite.
     """
     graph = trace(model, image)
+    wanted = _layers(graph, layers)
     criteria = [named(name) for name in dict.fromkeys(names)]
-    evidence: Evidence = {layer: {} for layer in _layers(graph, layers)}
-    for parameter in _parameters(criteria, Scale):
-        for layer, norm in batch_norms(graph).items():
-            if layer in evidence:
-                gamma = graph.module.get_submodule(norm).weight
-                assert isinstance(gamma, Tensor)
-                evidence[layer][parameter] = gamma.detach().abs().double().cpu()
-    if any(criterion.reads_images for criterion in criteria):
-        # Layers that the graph has in another form are its own, and of the same tensors.
-        with evaluating(model, graph.module), _unused_norms_in_training(graph.module), exact():
-            _read(graph, criteria, batches or (), evidence)
+    views = _views(criteria)
+    collectors = {
+        parameter: view.collector(graph, [n for n in wanted if n in view.scored(graph)], image)
+        for parameter, view in views.items()
+    }
+    evidence: Evidence = {layer: {} for layer in wanted}
+    reading = [criterion.name for criterion in criteria if criterion.reads_images]
+    # Layers that the graph has in another form are its own, and of the same tensors.
+    with evaluating(model, graph.module), _unused_norms_in_training(graph.module), exact():
+        if reading:
+            showing = [c for p, c in collectors.items() if views[p].reads_images]
+            differentiates = any(view.differentiates for view in views.values())
+            with _differentiable(graph.module) if differentiates else torch.no_grad():
+                if not _read(graph, showing, batches or ()):
+                    raise Error(f"criterion={','.join(reading)}: needs images, and there are none")
+        for parameter, collector in collectors.items():
+            for layer, value in collector.values().items():
+                evidence[layer][parameter] = value
     for layer, values in evidence.items():
         for parameter, value in values.items():
             if not value.isfinite().all():
                 raise Error(f"{layer}: its {parameter} are not finite (NaN or too large)")
     return evidence
-
-
-def _parameters(criteria: Iterable[Criterion], kind: type) -> dict[str, Any]:
-    """Parameter -> view, of all views of one kind."""
-    views = (item for criterion in criteria for item in criterion.views.items())
-    return {parameter: view for parameter, view in views if isinstance(view, kind)}
 
 
 def _layers(graph: ChannelGraph, layers: Sequence[str] | None) -> list[str]:
@@ -102,119 +105,81 @@ def _layers(graph: ChannelGraph, layers: Sequence[str] | None) -> list[str]:
 
 
 def _scored(graph: ChannelGraph, criterion: Criterion) -> set[str]:
-    if criterion.needs_part is None:
-        return {layer for _, layer in graph.writers()}
-    return set(batch_norms(graph) if criterion.needs_part == "BatchNorm" else rectifiers(graph))
+    scored = {layer for _, layer in graph.writers()}
+    return scored.intersection(*(view.scored(graph) for view in criterion.views.values()))
 
 
-def _read(
-    graph: ChannelGraph, criteria: Sequence[Criterion], batches: Batches, evidence: Evidence
-) -> None:
-    """One pass over the batches; adds to `evidence` what each layer's ReLU or BatchNorm has
-    summed."""
-    relus = {layer: node for layer, node in rectifiers(graph).items() if layer in evidence}
-    norms = {layer: norm for layer, norm in batch_norms(graph).items() if layer in evidence}
-    maps: dict[str, Maps] = _parameters(criteria, Maps)
-    # Several convolutions may come to one ReLU: its maps are measured once.
-    means = {
-        node: {parameter: _Mean(view.measure) for parameter, view in maps.items()}
-        for node in relus.values()
-    }
-    gates = _Gates(graph, list(dict.fromkeys(norms.values())), _parameters(criteria, Gate))
-    network, read = _Watched(graph.module, means), False
-    with torch.set_grad_enabled(gates.wanted), gates:
-        for inputs, labels in batches:
-            gates.add(network.run(inputs), labels)
-            read = True
-    if not read:
-        names = ",".join(criterion.name for criterion in criteria if criterion.reads_images)
-        raise Error(f"criterion={names}: needs images, and there are none")
-    for layer, node in relus.items():
-        for parameter, mean in means[node].items():
-            evidence[layer][parameter] = mean.value()
-    for layer, norm in norms.items():
-        for parameter, sums in gates.sums.items():
-            evidence[layer][parameter] = sums[norm].cpu()
+def _views(criteria: Iterable[Criterion]) -> dict[str, View]:
+    """By parameter. Raises Error where two criteria mean different things by one name."""
+    views: dict[str, View] = {}
+    for criterion in criteria:
+        for parameter, view in criterion.views.items():
+            if views.setdefault(parameter, view) != view:
+                raise Error(
+                    f"criterion={criterion.name}: what it calls {parameter} is something else to "
+                    "another criterion; give it a name of its own, or gather them one by one"
+                )
+    return views
+
+
+def _read(graph: ChannelGraph, collectors: Sequence[Collector], batches: Batches) -> bool:
+    """One pass over the batches, shown to all collectors. Returns whether there were any."""
+    network, read = _Watched(graph.module, collectors), False
+    for inputs, labels in batches:
+        read = True
+        _differentiate(collectors, network.run(inputs), labels)
+    return read
+
+
+def _differentiate(collectors: Sequence[Collector], outputs: Tensor, labels: Tensor) -> None:
+    """Hand each collector the gradients that it asks for. Nothing is written into any .grad."""
+    sources = [list(collector.sources()) for collector in collectors]
+    # Of several that ask for the same tensor it is computed once.
+    wanted = {id(tensor): tensor for own in sources for tensor in own}
+    gradients: dict[int, Tensor | None] = {}
+    if wanted:
+        loss = F.cross_entropy(outputs, labels)
+        found = torch.autograd.grad(loss, list(wanted.values()), allow_unused=True)
+        gradients = dict(zip(wanted, found, strict=True))
+    for collector, own in zip(collectors, sources, strict=True):
+        collector.add([gradients[id(tensor)] for tensor in own])
 
 
 class _Watched(fx.Interpreter):
-    """Runs the graph and shows what the watched nodes give: at once, as a later operation may
-    overwrite it."""
+    """Runs the graph and shows what the watched operations give. The network goes on with a copy,
+    as a later operation may overwrite it: values and gradients stay those of this place."""
 
-    def __init__(self, module: fx.GraphModule, watched: dict[fx.Node, dict[str, _Mean]]) -> None:
+    def __init__(self, module: fx.GraphModule, collectors: Sequence[Collector]) -> None:
         super().__init__(module)
-        self._watched = watched
+        self._watching = {
+            node: [c for c in collectors if node in c.watched]
+            for collector in collectors
+            for node in collector.watched
+        }
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
-        for mean in self._watched.get(n, {}).values():
-            mean.add(result.detach())
-        return result
+        if n not in self._watching:
+            return result
+        if torch.is_grad_enabled() and not result.requires_grad:
+            result.requires_grad_()  # nothing that is trained lies before it
+        for collector in self._watching[n]:
+            collector.see(n, result)
+        return result.clone() if torch.is_grad_enabled() else result
 
 
-class _Mean:
-    """The mean over images of what `measure` makes of feature maps, (B, C, H, W) -> (B, C)."""
-
-    def __init__(self, measure: Callable[[Tensor], Tensor]) -> None:
-        self._measure = measure
-        self._sum: Tensor | float = 0.0
-        self._images = 0
-
-    def add(self, maps: Tensor) -> None:
-        self._sum = self._sum + self._measure(maps).double().sum(0)
-        self._images += len(maps)
-
-    def value(self) -> Tensor:
-        assert isinstance(self._sum, Tensor)
-        return (self._sum / self._images).cpu()
-
-
-class _Gates:
-    """Sums over minibatches of what views make of (gamma dL/dgamma + beta dL/dbeta), which is dL/dz
-    of a gate z = 1 on a BatchNorm's output: parameter -> norm -> (N,). A context."""
-
-    def __init__(
-        self, graph: ChannelGraph, norms: Sequence[str], views: Mapping[str, Gate]
-    ) -> None:
-        modules = [graph.module.get_submodule(norm) for norm in norms]
-        self._norms, self._views = norms, views
-        self._affine: list[Any] = [p for m in modules for p in (m.weight, m.bias)]
-        zeros = [torch.zeros_like(p.detach(), dtype=torch.float64) for p in self._affine[::2]]
-        self.sums = {
-            parameter: {n: z.clone() for n, z in zip(norms, zeros, strict=True)}
-            for parameter in views
-        }
-
-    @property
-    def wanted(self) -> bool:
-        """Whether any view looks at a gate, so that gradients are needed."""
-        return bool(self._views)
-
-    def __enter__(self) -> None:
-        # A gradient by frozen parameters is wanted as well: their values stay as they are.
-        self._frozen = [p for p in self._affine if not p.requires_grad]
-        for parameter in self._frozen:
+@contextlib.contextmanager
+def _differentiable(module: nn.Module) -> Iterator[None]:
+    """Gradients, by frozen parameters as well: their values stay as they are."""
+    frozen = [p for p in module.parameters() if not p.requires_grad]
+    try:
+        for parameter in frozen:
             parameter.requires_grad_(True)
-
-    def __exit__(self, *_: object) -> None:
-        for parameter in self._frozen:
+        with torch.enable_grad():
+            yield
+    finally:
+        for parameter in frozen:
             parameter.requires_grad_(False)
-
-    def add(self, outputs: Tensor, labels: Tensor) -> None:
-        """One minibatch, (B, classes) and (B,). Nothing is written into any .grad."""
-        if not self._views or not self._affine:
-            return
-        loss = F.cross_entropy(outputs, labels)
-        gradients = torch.autograd.grad(loss, self._affine, allow_unused=True)
-        products = [
-            p.detach().double() * (0 if g is None else g.double())
-            for p, g in zip(self._affine, gradients, strict=True)
-        ]
-        for norm, by_scale, by_shift in zip(
-            self._norms, products[::2], products[1::2], strict=True
-        ):
-            for parameter, view in self._views.items():
-                self.sums[parameter][norm] += view.measure(by_scale + by_shift)
 
 
 @contextlib.contextmanager

@@ -234,6 +234,39 @@ def rectifiers(graph: ChannelGraph) -> dict[str, fx.Node]:
     return behind
 
 
+@dataclass(frozen=True)
+class Tail:
+    """What alone reads a convolution and is zero where that is: norms, the BatchNorms in it; last:
+    the last operation, the convolution itself where there is none."""
+
+    norms: tuple[str, ...]
+    last: fx.Node
+
+
+def tails(graph: ChannelGraph) -> dict[str, Tail]:
+    """Convolution -> its BatchNorm, once without a shift, and activation."""
+    modules = dict(graph.module.named_modules())
+    found = {}
+    for node, name in graph.convolutions():
+        last, norms = node, []
+        while len(last.users) == 1:
+            reader = next(iter(last.users))
+            if graph.kinds[reader] == ops.NORM:
+                norm = modules[str(reader.target)]
+                if type(norm) is not nn.BatchNorm2d or not norm.affine:
+                    break
+                norms.append(str(reader.target))
+            elif graph.kinds[reader] != ops.ELEMENTWISE or _moves_zero(reader, modules):
+                break
+            last = reader
+        found[name] = Tail(tuple(norms), last)
+    return found
+
+
+def _moves_zero(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    return bool(ops.apply(node, modules, torch.zeros(1, 1, 1, 1)).any())
+
+
 _RELUS = {F.relu, F.relu_, torch.relu, torch.relu_, F.relu6, "relu", "relu_"}
 
 

@@ -1,7 +1,7 @@
 """What happens to filters while the network trains: METHODS, by name.
 
-A new one is a class derived from Method in a file of this package, with a `name`, and a YAML:
-configs/schedule for the one that owns `keep`, configs/method for those that act beside it.
+A new one is a class derived from Method, with a `name`, in a file of `schedules` where it owns
+`keep` or of `beside`, and a YAML: in configs/schedule or configs/method.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ __all__ = ["METHODS", "Goal", "Method", "Schedule", "Task", "Trained", "named"]
 
 METHODS: dict[str, type[Method]] = {}
 
-for _module in pkgutil.iter_modules(__path__):
-    for _value in vars(importlib.import_module(f"{__name__}.{_module.name}")).values():
+for _module in pkgutil.walk_packages(__path__, f"{__name__}."):
+    for _value in vars(importlib.import_module(_module.name)).values():
         if isinstance(_value, type) and issubclass(_value, Method) and "name" in vars(_value):
             METHODS[_value.name] = _value
 

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fpgm.errors import GraphError
+from fpgm.graph.flow import Tail
 from fpgm.graph.trace import ChannelGraph
 from fpgm.networks.modes import dropping
-from fpgm.pruning.silence import Tail
 
 
 class Gate(nn.Module):

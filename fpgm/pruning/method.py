@@ -147,6 +147,11 @@ class Method:
     def finish(self) -> None:
         """After the last epoch: leaves a plain network at full width."""
 
+    def closing(self, small: nn.Module) -> dict[str, Any]:
+        """What the report is to say of it, plain values; `said` is a line of the closing table.
+        small: the compact network."""
+        return {}
+
     def state(self) -> dict[str, Any]:
         """Tensors and plain values, from which `resume` goes on to the bit."""
         return {}

@@ -7,49 +7,14 @@ its channel is zero, and nothing has to be folded into the layers that read it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from fpgm.graph import operations as ops
-from fpgm.graph.trace import ChannelGraph
+from fpgm.graph.flow import Tail
 from fpgm.networks.weights import parameters_of
 from fpgm.pruning.method import Trained
 from fpgm.pruning.momentum import remembered
-
-
-@dataclass(frozen=True)
-class Tail:
-    """What alone reads a convolution and is zero where that is: norms, the BatchNorms in it; last:
-    the last operation, the convolution itself where there is none."""
-
-    norms: tuple[str, ...]
-    last: fx.Node
-
-
-def tails(graph: ChannelGraph) -> dict[str, Tail]:
-    """Convolution -> its BatchNorm, once without a shift, and activation."""
-    modules = dict(graph.module.named_modules())
-    found = {}
-    for node, name in graph.convolutions():
-        last, norms = node, []
-        while len(last.users) == 1:
-            reader = next(iter(last.users))
-            if graph.kinds[reader] == ops.NORM:
-                norm = modules[str(reader.target)]
-                if type(norm) is not nn.BatchNorm2d or not norm.affine:
-                    break
-                norms.append(str(reader.target))
-            elif graph.kinds[reader] != ops.ELEMENTWISE or _moves_zero(reader, modules):
-                break
-            last = reader
-        found[name] = Tail(tuple(norms), last)
-    return found
-
-
-def _moves_zero(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
-    return bool(ops.apply(node, modules, torch.zeros(1, 1, 1, 1)).any())
 
 
 class Silence:

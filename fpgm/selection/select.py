@@ -92,6 +92,8 @@ def score(
     layers = list(dict.fromkeys(name for group in groups for name, _ in group.members))
     if criterion.views and evidence is None:
         evidence = _without_images(model, criterion, layers, image)
+    if criterion.joint and evidence is not None:
+        evidence = _together(evidence, criterion, groups)
     scores = {
         name: _scores(model, name, criterion, rule, rate, (evidence or {}).get(name, {}))
         for name in layers
@@ -248,6 +250,20 @@ def _scores(
             "not finite (NaN or too large); start from other weights"
         )
     return scores
+
+
+def _together(evidence: Evidence, criterion: Criterion, groups: Sequence[Group]) -> Evidence:
+    """What is seen of the filters that write one channel, added up, as that of each of them."""
+    summed = {
+        layer: {p: values[p].clone() for p in criterion.views if p in values}
+        for layer, values in evidence.items()
+    }
+    for group in groups:
+        for parameter in criterion.views:
+            total = torch.stack([evidence[n][parameter][own] for n, own in group.members]).sum(0)
+            for name, own in group.members:
+                summed[name][parameter][own] = total
+    return summed
 
 
 def _without_images(

@@ -243,25 +243,27 @@ def score_with(layer: Layer, name: str, evidence: Sequence[Evidence], settings: 
     """
     generator = np.random.default_rng([settings.seed, zlib.crc32(f"{layer.name}/{name}".encode())])
     of_layer = [batch[layer.name] for batch in evidence]
+    views = CRITERIA[name].views
     rows = {
-        key: torch.stack([values[key] for values in of_layer if key in values])[:, layer.order]
-        for key in CRITERIA[name].views
+        key: [view.part_of(values[key], layer.order) for values in of_layer if key in values]
+        for key, view in views.items()
     }
     count = len(next(iter(rows.values())))
 
-    def shaken(values: Tensor, chosen: np.ndarray[Any, Any]) -> Tensor:
+    def shaken(key: str, chosen: np.ndarray[Any, Any]) -> Tensor:
+        values = rows[key]
         if count > 1:
-            return values[chosen].mean(0)
-        added = torch.from_numpy(generator.standard_normal(values.shape[1]))
+            return views[key].joined([values[i] for i in chosen])
+        added = torch.from_numpy(generator.standard_normal(values[0].shape))
         return (values[0] + settings.noise * values[0].std() * added).abs()
 
     def draws() -> Iterator[dict[str, Tensor]]:
         for _ in range(settings.perturbations):
             chosen = generator.integers(count, size=count) if count > 1 else np.zeros(1, int)
-            yield {key: shaken(values, chosen) for key, values in rows.items()}
+            yield {key: shaken(key, chosen) for key in rows}
 
-    means = {key: values.mean(0) for key, values in rows.items()}
-    layer.scores[name] = scored(name, layer.weight, 0, **means)
+    whole = {key: views[key].joined(values) for key, values in rows.items()}
+    layer.scores[name] = scored(name, layer.weight, 0, **whole)
     layer.again[name] = np.stack([scored(name, layer.weight, 0, **drawn) for drawn in draws()])
 
 

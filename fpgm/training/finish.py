@@ -75,11 +75,18 @@ def finish(task: Task, run: Run) -> dict[str, Any]:
         settled=task.schedule.settled_at,
         tuning=tuned.summary() if tuned else None,
         latency=latency,
+        methods=closings(task, small),
         kept_full=task.prunable.kept_full,
         problems=problems,
         train_images=images.counts[0],
     )
     return written(report, task, run)
+
+
+def closings(task: Task, small: nn.Module) -> dict[str, dict[str, Any]]:
+    """What the methods have to say of a run, by their names."""
+    said = {getattr(method, "name", ""): method.closing(small) for method in task.methods}
+    return {name: values for name, values in said.items() if values}
 
 
 def written(report: dict[str, Any], task: Task, run: Run) -> dict[str, Any]:

@@ -83,6 +83,7 @@ def report(
     settled: Mapping[str, Any] | None,
     tuning: Mapping[str, Any] | None,
     latency: Mapping[str, Any] | None,
+    methods: Mapping[str, Mapping[str, Any]],
     kept_full: Mapping[str, str],
     problems: Sequence[str],
     train_images: int,
@@ -134,6 +135,7 @@ def report(
         ],
         "tuning": tuning,
         "latency": latency,
+        "methods": methods,
         "warnings": [*_warnings(history, readings["trained"], accuracies[0]), *problems],
         "timing": _timing(history, train_images),
     }
@@ -226,6 +228,8 @@ def table(report: Mapping[str, Any], directory: str) -> str:
         lines.append(_tuning_line(report["tuning"]))
     if report.get("latency"):  # reports of before have none
         lines += _latency_lines(report["latency"])
+    closings = report.get("methods", {}).values()  # reports of before have none
+    lines += [values["said"] for values in closings if "said" in values]
     first = accuracy.get("first_zeroing")  # reports of before have none
     untrained = report["config"]["epochs"] == 0
     if first is not None and not untrained:

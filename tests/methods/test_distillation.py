@@ -16,7 +16,7 @@ from torch import Tensor
 
 import fpgm
 from fpgm.errors import CheckpointError, Error
-from fpgm.methods.distillation import Distillation, Renormalised, divergence
+from fpgm.methods.beside.distillation import Distillation, Renormalised, divergence
 from fpgm.training import loop
 from fpgm.training.task import Task
 

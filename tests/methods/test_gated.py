@@ -17,13 +17,14 @@ from torch import Tensor, nn
 
 import fpgm
 from fpgm.errors import Error, GraphError
+from fpgm.graph.flow import tails
 from fpgm.graph.trace import trace
-from fpgm.methods.fade import Fade
-from fpgm.methods.gated import Gated, growth
+from fpgm.methods.schedules.fade import Fade
+from fpgm.methods.schedules.gated import Gated, growth
 from fpgm.pruning.gates import Gate, gated
 from fpgm.pruning.method import Trained
 from fpgm.pruning.settling import Settling
-from fpgm.pruning.silence import Silence, tails
+from fpgm.pruning.silence import Silence
 from fpgm.selection.zero import pruned
 
 __all__ = ["few"]  # a fixture

@@ -13,8 +13,8 @@ from zoo import randomised
 import fpgm
 from fpgm.criteria.evidence import gather
 from fpgm.errors import Error
-from fpgm.methods.schedules import Asymptotic, Frozen, Hard, Soft, asymptotic
-from fpgm.methods.slimming import Slimming
+from fpgm.methods.beside.slimming import Slimming
+from fpgm.methods.schedules.papers import Asymptotic, Frozen, Hard, Soft, asymptotic
 from fpgm.selection.rule import Rule
 
 

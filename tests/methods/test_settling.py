@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tasks import Noise, cut_short, few, steps, whole
 from torch import Tensor
 
-from fpgm.methods.schedules import Soft
+from fpgm.methods.schedules.papers import Soft
 from fpgm.pruning.settling import Settling, alike
 
 __all__ = ["few"]  # a fixture

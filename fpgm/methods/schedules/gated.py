@@ -18,12 +18,13 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from fpgm.graph.flow import tails
 from fpgm.graph.trace import trace
 from fpgm.networks.weights import weight_of
 from fpgm.pruning.gates import Gate, gated
 from fpgm.pruning.method import Goal, Task, Trained
 from fpgm.pruning.settling import Settle, Share
-from fpgm.pruning.silence import Silence, tails
+from fpgm.pruning.silence import Silence
 from fpgm.pruning.zeroing import Interval, Recalibrate, Zeroing
 
 Every = Annotated[int, Field(ge=0, examples=["100"])]

@@ -7,10 +7,11 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
+from fpgm.graph.flow import tails
 from fpgm.graph.trace import trace
-from fpgm.methods.schedules import Hard
+from fpgm.methods.schedules.papers import Hard
 from fpgm.pruning.method import Task
-from fpgm.pruning.silence import Silence, tails
+from fpgm.pruning.silence import Silence
 from fpgm.pruning.zeroing import Recalibrate
 
 Duration = Annotated[float, Field(gt=0, le=1, examples=["0.3"])]
