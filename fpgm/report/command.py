@@ -10,11 +10,11 @@ from pathlib import Path
 
 from fpgm import page
 from fpgm.errors import Error
-from fpgm.report import controls, sweep
-from fpgm.report.cells import baseline_of, cells
+from fpgm.report import controls, standings, sweep
+from fpgm.report.cells import Cell, baseline_of, cells
 from fpgm.report.collect import collect, missing
 from fpgm.report.drawing import html
-from fpgm.report.table import aligned, comma_separated, markdown, numbers, rows
+from fpgm.report.table import Together, aligned, comma_separated, markdown, numbers, rows
 from fpgm.runs.files import write_bytes, write_text
 
 
@@ -46,8 +46,7 @@ def report(directories: Sequence[Path], out: Path, key: str | None = None) -> st
     table, lacking = cells(runs), missing(directories, runs)
     swept = sweep.sweep(table, key) if key else None
     by_key = (swept.key, sweep.rows(swept)) if swept else None
-    compared = controls.comparisons(table)
-    beside = (controls.NOTE, controls.rows(compared)) if compared else None
+    beside = _held_together(table)
     out.mkdir(parents=True, exist_ok=True)
     write_text(
         out / "summary.csv",
@@ -56,8 +55,8 @@ def report(directories: Sequence[Path], out: Path, key: str | None = None) -> st
     write_text(out / "summary.md", markdown(table, runs, lacking, by_key, beside))
     write_text(out / "summary.html", html(table, runs, lacking, swept, beside))
     lines = [*(aligned(*rows(table)) if table else ["no run is done yet"]), ""]
-    if beside:
-        lines += ["against the controls:", *aligned(*beside[1]), ""]
+    for title, _, held in beside:
+        lines += [f"{title.lower()}:", *aligned(*held), ""]
     lines += [f"not counted: {run.directory}: {run.problem}" for run in runs if run.problem]
     lines += [f"missing: {one.command}   ({one.state})" for one in lacking]
     files = ["summary.html", "summary.md", "summary.csv"]
@@ -66,3 +65,14 @@ def report(directories: Sequence[Path], out: Path, key: str | None = None) -> st
         write_bytes(out / files[-1], page.svg(sweep.figure(swept), swept.key).encode())
         lines += [*aligned(*by_key[1]), ""]
     return "\n".join([*lines, f"written: {out}/{', '.join(files)}"])
+
+
+def _held_together(table: Sequence[Cell]) -> list[Together]:
+    """The cells beside their controls, and in order where there is one to make."""
+    compared, ordered = controls.comparisons(table), standings.standings(table)
+    found: list[Together] = []
+    if compared:
+        found.append(("Against the controls", controls.NOTE, controls.rows(compared)))
+    if ordered:
+        found.append(("In order", standings.NOTE, standings.rows(ordered)))
+    return found

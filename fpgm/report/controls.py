@@ -66,7 +66,7 @@ def comparisons(table: Sequence[Cell]) -> list[Comparison]:
 
 def compared(cell: Cell, against: str, other: Cell) -> Comparison | None:
     """None where they have no seed in common."""
-    ours, theirs = _by_seed(cell), _by_seed(other)
+    ours, theirs = accuracy_by_seed(cell), accuracy_by_seed(other)
     seeds = tuple(sorted(ours.keys() & theirs.keys()))
     if not seeds:
         return None
@@ -111,15 +111,16 @@ def _controls(
                 yield "random", other
     if cell.start == "scratch":
         return
-    before = _baseline_epochs(cell, table)
-    total = "" if before is None else f" of {_epochs(cell) + before}"
+    in_all = epochs_in_all(cell, table)
+    total = "" if in_all is None else f" of {in_all}"
     for other in counted:
         alike = other.network == cell.network and other.start == "scratch"
         if alike and _criterion(other) == "random" and _same_task(cell, other):
             yield f"from scratch ({_epochs(other)}{total} epochs)", other
 
 
-def _by_seed(cell: Cell) -> Mapping[int, float]:
+def accuracy_by_seed(cell: Cell) -> Mapping[int, float]:
+    """Of the compact network after the last epoch, in percent."""
     return {run.config["seed"]: float(run.entry("accuracy", "compact_last")) for run in cell.runs}
 
 
@@ -131,12 +132,15 @@ def _epochs(cell: Cell) -> int:
     return int(cell.runs[0].config["epochs"])
 
 
-def _baseline_epochs(cell: Cell, table: Iterable[Cell]) -> int | None:
-    """Of the unpruned run that a cell's runs start from, None where it is not in the table."""
+def epochs_in_all(cell: Cell, table: Iterable[Cell]) -> int | None:
+    """A cell's and those of the unpruned run that its runs start from, None where that is not in
+    the table."""
+    if cell.start == "scratch":
+        return _epochs(cell)
     given = str(cell.runs[0].config["pretrained"]).rstrip("/").rpartition("/")[2]
     for other in table:
         if any(run.directory.name == given for run in other.runs):
-            return _epochs(other)
+            return _epochs(cell) + _epochs(other)
     return None
 
 
@@ -147,13 +151,14 @@ def _but_for_criterion(cell: Cell) -> dict[str, str]:
 def _same_task(cell: Cell, other: Cell) -> bool:
     """Whether both were trained on the same images, in the same precision, and came to the same
     widths with every seed that both have."""
-    parts = [
-        {k: v for k, v in identity(one.runs[0]).items() if k.startswith(_TASK)}
-        for one in (cell, other)
-    ]
     ours, theirs = _widths(cell), _widths(other)
     both = ours.keys() & theirs.keys()
-    return parts[0] == parts[1] and all(ours[seed] == theirs[seed] for seed in both)
+    return of_task(cell) == of_task(other) and all(ours[seed] == theirs[seed] for seed in both)
+
+
+def of_task(cell: Cell) -> dict[str, str]:
+    """What its networks are trained on, and how exactly."""
+    return {k: v for k, v in identity(cell.runs[0]).items() if k.startswith(_TASK)}
 
 
 def _widths(cell: Cell) -> dict[int, list[tuple[str, int]]]:

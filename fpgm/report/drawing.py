@@ -16,7 +16,7 @@ from fpgm.report.cells import Cell
 from fpgm.report.collect import Found, Missing
 from fpgm.report.paper import Published, published
 from fpgm.report.sweep import Sweep
-from fpgm.report.table import NOTE, Rows, rows
+from fpgm.report.table import NOTE, Together, rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,10 +30,10 @@ def html(
     runs: Sequence[Found],
     lacking: Sequence[Missing],
     swept: Sweep | None = None,
-    beside: tuple[str, Rows] | None = None,
+    beside: Sequence[Together] = (),
 ) -> str:
-    """summary.html. swept: what the cells are also shown by; beside: a note and a table of their
-    controls."""
+    """summary.html. swept: what the cells are also shown by; beside: them held against each
+    other."""
     counted = [cell for cell in table if cell.problem is None]
     uncounted = [[str(run.directory), run.problem] for run in runs if run.problem]
     done = len(runs) - len(uncounted)
@@ -45,9 +45,7 @@ def html(
             i for i, c in enumerate(table) if c.problem or (c.paper and c.paper.trust != "ok")
         ]
         sections.append(("Results", [page.table(header, body, doubtful), page.text(NOTE)]))
-    if beside:
-        note, compared = beside
-        sections.append(("Against the controls", [page.table(*compared), page.text(note)]))
+    sections += [(title, [page.table(*held), page.text(note)]) for title, note, held in beside]
     if swept:
         drawing = page.figure(sweep.figure(swept), f"accuracy over {swept.key}; {sweep.HOLLOW}")
         sections.append((f"By {swept.key}", [drawing, page.table(*sweep.rows(swept))]))

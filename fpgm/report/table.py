@@ -30,6 +30,7 @@ NOTE = (
 )
 Shown = str | tuple[float, str]  # what it is sorted by, and how it is shown
 Rows = tuple[list[str], list[list[Shown]]]  # header and body
+Together = tuple[str, str, Rows]  # cells held against each other: a title, a note, a table
 
 
 def rows(table: Sequence[Cell]) -> Rows:
@@ -105,14 +106,13 @@ def markdown(
     runs: Sequence[Found],
     lacking: Sequence[Missing],
     swept: tuple[str, Rows] | None = None,
-    beside: tuple[str, Rows] | None = None,
+    beside: Sequence[Together] = (),
 ) -> str:
-    """summary.md. swept: what the cells are also shown by, and how; beside: a note and a table of
-    the cells' controls."""
+    """summary.md. swept: what the cells are also shown by, and how; beside: them held against each
+    other."""
     lines = ["# Runs", "", NOTE, "", *_lines(*rows(table))]
-    if beside:
-        note, controls = beside
-        lines += ["", "## Against the controls", "", note, "", *_lines(*controls)]
+    for title, note, held in beside:
+        lines += ["", f"## {title}", "", note, "", *_lines(*held)]
     if swept:
         key, by_key = swept
         lines += ["", f"## By {key}", "", *_lines(*by_key)]
