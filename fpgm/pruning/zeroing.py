@@ -320,7 +320,7 @@ class Zeroing(Schedule):
             names = [self._criterion.name]
             evidence = gather(
                 self._model, names, self.task.shown(), self.task.prunable.layers,
-                self.task.image,
+                self.task.image, **self.task.goal.rule.options,
             )  # fmt: skip
         shared: Evidence = from_first(evidence, self.task.ranks)
         return shared
