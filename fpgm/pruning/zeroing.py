@@ -125,6 +125,11 @@ class Zeroing(Schedule):
             "at_rest": self.settling.came_to_rest if self.settling.auto else None,
         }
 
+    @property
+    def holds(self) -> bool:
+        still = self.masked(0) or self.task.epochs == 0
+        return self.at_once and self.share_before() is not None and still
+
     # The moments.
 
     def start(self) -> None:

@@ -76,6 +76,10 @@ class Grams(Collector):
             gram = found.T @ found
         self._sums[reader.name] = self._sums.get(reader.name, 0) + gram
 
+    def samples(self) -> dict[str, int]:
+        """How many rows X has."""
+        return {name: images * self._positions for name, (_, images) in self._seen.items()}
+
     def grams(self) -> dict[str, Tensor]:
         return {name: total / self._seen[name][1] for name, total in self._sums.items()}
 
