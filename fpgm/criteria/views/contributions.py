@@ -21,7 +21,7 @@ from fpgm.networks.layers import SameConv2d, padded
 @dataclass(frozen=True)
 class Contributions(View):
     """The Gram matrix X^T X of what the layer's channels contribute to the layers that read them
-    (ThiNet, Luo et al., ICCV 2017, eq. 4-5). (N, N), of an image; those of several readers added.
+    (ThiNet, Luo et al., ICCV 2017). (N, N), of an image; those of several readers added.
 
     Row m of X, (samples, N), is one output of a reader at one position for one image, x_mc =
     sum_k W[n, c, k] x[c, k] its share that comes through channel c: without the bias the output is

@@ -1,4 +1,4 @@
-"""ThiNet's least squares (Luo et al., ICCV 2017, eq. 7): what stays makes up for what goes."""
+"""ThiNet's least squares (Luo et al., ICCV 2017): what stays makes up for what goes."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ SINGULAR = 1e-10  # of the largest eigenvalue: below it nothing is known of a di
 
 
 class Reconstruction(Method):
-    """Once, right after the first zeroing: each layer's weights for the channels that it still reads
-    are multiplied by w, so that over samples of what the given network computes
+    """Once, right after the first zeroing: each layer's weights for the channels c that it still
+    reads are multiplied by w_c, so that over samples m of what the given network computes
     |sum_{c kept} w_c x_mc - sum_c x_mc|^2 is least (see criteria.views.Contributions for x).
 
     What has gone is silenced: it says nothing any more, not even a constant. Layers that read a
@@ -88,8 +88,8 @@ class Reconstruction(Method):
             sum(part) / len(self._lost) for part in zip(*self._lost.values(), strict=True)
         )
         said = (
-            f"{self.name}: {len(self._lost)} layers heard {100 * (1 - before):.1f} % of what they "
-            f"had, in squares, and {100 * (1 - after):.1f} % when rescaled, before training"
+            f"{self.name}: of what {len(self._lost)} layers heard {100 * before:.1f} % was lost "
+            f"(squares, before training), and {100 * after:.1f} % once they were rescaled"
         )
         return {"layers": len(self._lost), "lost": before, "lost_rescaled": after, "said": said}
 
@@ -166,7 +166,7 @@ def _states(reader: Reader, masks: Mapping[str, Tensor]) -> Iterator[tuple[bool,
 def silent(
     heard: Iterable[Hearing], left: Iterable[Reader], masks: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """The filters that have gone and that none of the layers in `left` reads. Layer -> (N,) bool."""
+    """The filters that have gone and that no layer in `left` reads. Layer -> (N,) bool."""
     found = {name: torch.zeros_like(mask) for name, mask in masks.items()}
     spared = {filters for reader in left for writers in reader.writers for filters in writers}
     for hearing in heard:
