@@ -82,14 +82,19 @@ def gather(
     }
     evidence: Evidence = {layer: {} for layer in wanted}
     reading = [criterion.name for criterion in criteria if criterion.reads_images]
-    showing = [c for p, c in collectors.items() if views[p].reads_images]
+    showing = {p: c for p, c in collectors.items() if views[p].reads_images}
     differentiates = any(view.differentiates for view in views.values())
+    found: dict[str, Mapping[str, Tensor]] = {}
+    # Before any image is read: that moves the statistics of a BatchNorm that has seen none.
+    with evaluating(model, graph.module), exact():
+        found.update((p, c.values()) for p, c in collectors.items() if p not in showing)
     with _looked_at(model, graph):
-        if reading and not _shown(graph, showing, batches or (), differentiates):
+        if reading and not _shown(graph, [*showing.values()], batches or (), differentiates):
             raise Error(f"criterion={','.join(reading)}: needs images, and there are none")
-        for parameter, collector in collectors.items():
-            for layer, value in collector.values().items():
-                evidence[layer][parameter] = value
+        found.update((p, c.values()) for p, c in showing.items())
+    for parameter, values in found.items():
+        for layer, value in values.items():
+            evidence[layer][parameter] = value
     for layer, values in evidence.items():
         for parameter, value in values.items():
             if not value.isfinite().all():

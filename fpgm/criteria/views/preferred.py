@@ -13,7 +13,6 @@ from fpgm.criteria.views.view import Collector, View
 from fpgm.errors import Error
 from fpgm.graph.trace import ChannelGraph
 from fpgm.graph.tracer import Image
-from fpgm.networks.modes import evaluating
 
 AT_ONCE = 64  # filters, each with an image
 NOISE, STEP = 0.1, 1.0  # deviation of the start; length of a step, of the start's
@@ -25,7 +24,8 @@ class Preferred(View):
     (N, C * H * W).
 
     From one start for all filters, small noise of a fixed seed, `steps` steps along the gradient of
-    the mean of the filter's map, before BatchNorm, in eval mode.
+    the mean of the filter's map, before BatchNorm. In eval mode, also of a network that has seen no
+    image yet: a filter's image must not depend on those of others.
     """
 
     steps: int = 10
@@ -59,15 +59,13 @@ class _Images(Collector):
         start = (NOISE * noise).to(parameter)
         nodes = {name: node for node, name in self._graph.writers()}
         found = {}
-        # Also a BatchNorm that has seen no data: filters' images must not depend on each other.
-        with evaluating(self._graph.module):
-            for layer in self._layers:
-                network, filters = up_to(self._graph, nodes[layer]), self._graph.filters(layer)
-                parts = [
-                    climbed(network, start, chosen, self._steps)
-                    for chosen in torch.arange(filters, device=start.device).split(AT_ONCE)
-                ]
-                found[layer] = torch.cat(parts).flatten(1).double().cpu()
+        for layer in self._layers:
+            network, filters = up_to(self._graph, nodes[layer]), self._graph.filters(layer)
+            parts = [
+                climbed(network, start, chosen, self._steps)
+                for chosen in torch.arange(filters, device=start.device).split(AT_ONCE)
+            ]
+            found[layer] = torch.cat(parts).flatten(1).double().cpu()
         return found
 
 
