@@ -25,6 +25,7 @@ from fpgm.selection.zero import pruned
 Batches = Annotated[int, Field(ge=1, examples=["10"])]
 Positions = Annotated[int, Field(ge=1, examples=["10"])]
 
+ENOUGH = 5  # samples for each channel: with fewer, least squares fits these and no others
 SINGULAR = 1e-10  # of the largest eigenvalue: below it nothing is known of a direction
 
 
@@ -38,8 +39,8 @@ class Reconstruction(Method):
     residual=shared) stay as they are. Every layer is solved for by itself, on what the given
     network's layers before it compute, as if nothing of these had gone.
 
-    batches: of training images; positions: of each image. A layer that reads C channels needs more
-    samples than C; directions of which they say nothing stay as they are.
+    batches: of training images; positions: of each image. A layer that reads C channels needs many
+    more samples than C; directions of which they say nothing stay as they are.
     """
 
     name: ClassVar[str] = "reconstruction"
@@ -108,13 +109,14 @@ class Reconstruction(Method):
         collector = Grams(read, self._positions, outputs)
         if not look(given, graph, collector, self.task.batches(self._batches)):
             raise Error(f"method={self.name}: looks at images, and there are none")
-        few = {n: c for n, c in collector.samples().items() if c < int((~heard[n].gone).sum())}
-        if few:
-            name = min(few, key=lambda n: few[n])
+        samples = collector.samples()
+        left = {name: int((~heard[name].gone).sum()) for name in samples}
+        name = min(samples, key=lambda n: samples[n] / left[n])
+        if samples[name] < ENOUGH * left[name]:
             self.task.warn(
-                f"method={self.name}: {few[name]} samples for the "
-                f"{int((~heard[name].gone).sum())} channels that {name} still reads; "
-                f"method.{self.name}.batches={2 * self._batches} doubles them"
+                f"method={self.name}: {samples[name]} samples are few for the {left[name]} "
+                f"channels that {name} still reads; method.{self.name}.batches="
+                f"{2 * self._batches} doubles them"
             )
         return {name: solution(gram, heard[name].gone) for name, gram in collector.values().items()}
 
