@@ -16,6 +16,7 @@ from fpgm.criteria.views import Gate, Preferred
 
 Clusters = Annotated[float, Field(gt=0, le=1, examples=["0.25"])]
 Steps = Annotated[int, Field(ge=1, examples=["10"])]
+Pixels = Annotated[int, Field(ge=1, examples=["32"])]
 
 
 @criterion(places=True, preferred=Preferred(), sensitivity=Gate(torch.square))
@@ -26,6 +27,7 @@ def functional(
     sensitivity: Tensor,
     clusters: Clusters = 0.25,
     steps: Steps = 10,
+    pixels: Pixels = 32,
 ) -> Tensor:
     """Of filters that are for the same, the one that contributes most stays longest. -> (N,).
 
@@ -34,7 +36,8 @@ def functional(
     before another where more filters of its own cluster contribute more than it does, and among
     those with as many where it contributes less: first the least of large clusters, last the best
     of each. preferred: (N, d); sensitivity: the contribution, see taylor; clusters: their number,
-    as a share of the filters; steps: with which `preferred` is gathered.
+    as a share of the filters; steps, pixels: with which `preferred` is gathered, the second its
+    images' side at most.
     """
     order = torch.argsort(sensitivity, stable=True)
     count = max(1, math.ceil(clusters * len(weight) - 1e-9))

@@ -156,12 +156,25 @@ def test_of_two_equal_filters_one_goes_before_the_best_of_its_kind() -> None:
         ({"clusters": 0}, "criterion.clusters=0: must be above 0 and at most 1"),
         ({"clusters": 1.5}, "criterion.clusters=1.5: must be above 0 and at most 1"),
         ({"steps": 0}, "criterion.steps=0: must be at least 1"),
+        ({"pixels": 0}, "criterion.pixels=0: must be at least 1"),
     ],
 )
 def test_options_out_of_range_are_named(options: dict, line: str) -> None:
     with pytest.raises(Error) as caught:
         fpgm.select(fpgm.model("resnet20"), "functional", evidence={}, **options)
     assert str(caught.value).startswith(line)
+
+
+def test_images_are_no_larger_than_asked_and_ones_that_are_too_small_are_named() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4),
+        nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2),
+    )  # fmt: skip
+    assert images(model, "0", pixels=6).shape == (4, 3 * 6 * 6)
+    assert images(model, "0", pixels=99).shape == (4, 3 * 10 * 10)
+    with pytest.raises(Error, match=r"^pixels=4: 3 cannot .*; criterion.pixels=8$") as caught:
+        images(model, "3", pixels=4)
+    assert "\n" not in str(caught.value)
 
 
 def test_without_the_images_size_it_is_asked_for() -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fpgm.criteria.views.view import Collector, View
-from fpgm.errors import Error
+from fpgm.errors import Error, first_line
 from fpgm.graph.trace import ChannelGraph
 from fpgm.graph.tracer import Image
 
@@ -20,8 +20,8 @@ NOISE, STEP = 0.1, 1.0  # deviation of the start; length of a step, of the start
 
 @dataclass(frozen=True)
 class Preferred(View):
-    """For each filter the image that it responds to most, of the images' shape, flattened:
-    (N, C * H * W).
+    """For each filter the image that it responds to most, of the images' shape or its middle of
+    `pixels` a side, flattened: (N, C * H * W).
 
     From one start for all filters, small noise of a fixed seed, `steps` steps along the gradient of
     the mean of the filter's map, before BatchNorm. In eval mode, also of a network that has seen no
@@ -29,10 +29,12 @@ class Preferred(View):
     """
 
     steps: int = 10
+    pixels: int = 32
     needs_image: ClassVar[bool] = True
 
     def given(self, options: Mapping[str, Any]) -> Preferred:
-        return replace(self, steps=options.get("steps", self.steps))
+        steps, pixels = options.get("steps", self.steps), options.get("pixels", self.pixels)
+        return replace(self, steps=steps, pixels=pixels)
 
     def collector(
         self, graph: ChannelGraph, layers: Sequence[str], image: Image | None
@@ -42,14 +44,16 @@ class Preferred(View):
                 "image=None: images that filters prefer are of the images' size; give "
                 "image=(C, H, W)"
             )
-        return _Images(graph, layers, image, self.steps)
+        channels, height, width = image
+        smaller = (channels, min(height, self.pixels), min(width, self.pixels))
+        return _Images(graph, layers, smaller, self)
 
 
 class _Images(Collector):
     def __init__(
-        self, graph: ChannelGraph, layers: Sequence[str], image: Image, steps: int
+        self, graph: ChannelGraph, layers: Sequence[str], image: Image, view: Preferred
     ) -> None:
-        self._graph, self._layers, self._image, self._steps = graph, layers, image, steps
+        self._graph, self._layers, self._image, self._view = graph, layers, image, view
 
     def values(self) -> Mapping[str, Tensor]:
         parameter = next(self._graph.module.parameters())
@@ -60,11 +64,20 @@ class _Images(Collector):
         nodes = {name: node for node, name in self._graph.writers()}
         found = {}
         for layer in self._layers:
-            network, filters = up_to(self._graph, nodes[layer]), self._graph.filters(layer)
-            parts = [
-                climbed(network, start, chosen, self._steps)
-                for chosen in torch.arange(filters, device=start.device).split(AT_ONCE)
-            ]
+            filters = torch.arange(self._graph.filters(layer), device=start.device)
+            network = up_to(self._graph, nodes[layer])
+            try:
+                parts = [
+                    climbed(network, start, chosen, self._view.steps)
+                    for chosen in filters.split(AT_ONCE)
+                ]
+            except (RuntimeError, ValueError) as error:
+                if isinstance(error, torch.OutOfMemoryError):
+                    raise
+                raise Error(
+                    f"pixels={self._view.pixels}: {layer} cannot be shown images of that size "
+                    f"({first_line(error)}); criterion.pixels={2 * self._view.pixels}"
+                ) from error
             found[layer] = torch.cat(parts).flatten(1).double().cpu()
         return found
 
