@@ -68,6 +68,10 @@ class Task(Protocol):
         """Of an epoch."""
 
     @property
+    def schedule(self) -> Schedule:
+        """The method that owns the selection. Raises Error where no others go beside it."""
+
+    @property
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W). Raises Error where it is not known."""
 
@@ -186,6 +190,11 @@ class Schedule(Method):
     # Whether what is pruned loses its BatchNorm's scale and shift, too.
     silences: ClassVar[bool] = False
     latency: Mapping[str, Any] = {}  # what the clock said of the widths, where it chose them
+
+    @property
+    def holds(self) -> bool:
+        """Whether what has been selected by the first epoch is gone then, and does not learn."""
+        return False
 
     def full_rate(self) -> float:
         """The rate that the run comes to."""

@@ -125,6 +125,11 @@ class Zeroing(Schedule):
             "at_rest": self.settling.came_to_rest if self.settling.auto else None,
         }
 
+    @property
+    def holds(self) -> bool:
+        still = self.masked(0) or self.task.epochs == 0
+        return self.at_once and self.share_before() is not None and still
+
     # The moments.
 
     def start(self) -> None:
@@ -320,7 +325,7 @@ class Zeroing(Schedule):
             names = [self._criterion.name]
             evidence = gather(
                 self._model, names, self.task.shown(), self.task.prunable.layers,
-                self.task.image,
+                self.task.image, **self.task.goal.rule.options,
             )  # fmt: skip
         shared: Evidence = from_first(evidence, self.task.ranks)
         return shared
