@@ -8,8 +8,19 @@ YAML in configs/criterion.
 from __future__ import annotations
 
 from fpgm.criteria.criterion import CRITERIA, Criterion, collect, criterion, named, tie_rate
-from fpgm.criteria.views import Gate, Maps, Scale
+from fpgm.criteria.views import Gate, MapGradients, Maps, Scale, WeightGradients
 
-__all__ = ["CRITERIA", "Criterion", "Gate", "Maps", "Scale", "criterion", "named", "tie_rate"]
+__all__ = [
+    "CRITERIA",
+    "Criterion",
+    "Gate",
+    "MapGradients",
+    "Maps",
+    "Scale",
+    "WeightGradients",
+    "criterion",
+    "named",
+    "tie_rate",
+]
 
 collect(__name__)

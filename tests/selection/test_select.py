@@ -36,9 +36,12 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 EVIDENCE = {
     layer: {
-        parameter: torch.rand(10, generator=torch.Generator().manual_seed(7))
+        parameter: torch.rand(
+            (10, 3) if getattr(view, "each", False) else 10,
+            generator=torch.Generator().manual_seed(7),
+        )
         for criterion in CRITERIA.values()
-        for parameter in criterion.views
+        for parameter, view in criterion.views.items()
     }
     for layer in ("first", "second")
 }

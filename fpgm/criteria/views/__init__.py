@@ -7,6 +7,7 @@ over the images. A new kind of view is one file here, and nothing else knows of 
 
 from fpgm.criteria.views.batchnorm import Gate, Scale
 from fpgm.criteria.views.feature_maps import Maps
+from fpgm.criteria.views.gradients import MapGradients, WeightGradients
 from fpgm.criteria.views.view import Collector, View
 
-__all__ = ["Collector", "Gate", "Maps", "Scale", "View"]
+__all__ = ["Collector", "Gate", "MapGradients", "Maps", "Scale", "View", "WeightGradients"]
