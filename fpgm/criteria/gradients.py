@@ -40,8 +40,8 @@ def taylor_weight(
     """Sum over a filter's weights, and over minibatches, of |w dL/dw|, or with `squared` of
     (w dL/dw)^2. -> (N,). From memory: two of the criteria that CWDA is compared with.
 
-    In front of a BatchNorm a filter's length means nothing, and the sum of w dL/dw is zero; that
-    of its absolute values is not.
+    In front of a BatchNorm that takes the batch's statistics a filter's length means nothing, and
+    the sum of w dL/dw is zero; that of its absolute values is not.
     """
     return squares if squared else absolute
 
