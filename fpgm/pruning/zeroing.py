@@ -237,12 +237,12 @@ class Zeroing(Schedule):
         """
         goal = self.task.goal
         depends = goal.residual == "independent" or goal.rule.one_ranking
-        if self.rate is None or (self.moving() and depends):
+        if self.rate is None or (self.looks_again() and depends):
             self.rate = self._found_rate()
         return self.rate
 
-    def moving(self) -> bool:
-        """Whether other filters may be selected than at the start."""
+    def looks_again(self) -> bool:
+        """Whether the rate is to be found anew, as other filters may be selected than last time."""
         return not self.masked(0) or not self.zero_at_start
 
     def _found_rate(self) -> float:
