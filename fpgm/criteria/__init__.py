@@ -11,16 +11,18 @@ from fpgm.criteria.criterion import CRITERIA, Criterion, collect, criterion, nam
 from fpgm.criteria.views import (
     Contributions,
     Gate,
+    MapGradients,
     Maps,
     Preferred,
     Readers,
     Scale,
+    WeightGradients,
     Worth,
 )
 
 __all__ = [
-    "CRITERIA", "Contributions", "Criterion", "Gate", "Maps", "Preferred", "Readers", "Scale",
-    "Worth", "criterion", "named", "tie_rate",
+    "CRITERIA", "Contributions", "Criterion", "Gate", "MapGradients", "Maps", "Preferred",
+    "Readers", "Scale", "WeightGradients", "Worth", "criterion", "named", "tie_rate",
 ]  # fmt: skip
 
 collect(__name__)

@@ -29,6 +29,7 @@ from fpgm.pruning.settling import Settle, Settling, Share
 from fpgm.pruning.watch import Watch
 from fpgm.selection.budget import LARGEST, rate_nearest, rate_under
 from fpgm.selection.ranking import group_scores
+from fpgm.selection.rule import Rule
 from fpgm.selection.select import all_tied, highest, score
 from fpgm.selection.zero import pruned, zero_
 from fpgm.shipping.widths import Found, counts
@@ -240,11 +241,14 @@ class Zeroing(Schedule):
         filters go (the streams' widths, or one ranking over all layers) and these may change.
         """
         goal = self.task.goal
-        moving = not self.masked(0) or not self.zero_at_start
         depends = goal.residual == "independent" or goal.rule.one_ranking
-        if self.rate is None or (moving and depends):
+        if self.rate is None or (self.looks_again() and depends):
             self.rate = self._found_rate()
         return self.rate
+
+    def looks_again(self) -> bool:
+        """Whether the rate is to be found anew, as other filters may be selected than last time."""
+        return not self.masked(0) or not self.zero_at_start
 
     def _found_rate(self) -> float:
         goal = self.task.goal
@@ -280,30 +284,32 @@ class Zeroing(Schedule):
             rule = replace(rule, widths=self._timed_widths(self.task.goal.latency))
         if not rule.prunes(rate):
             return self._everything(), {}
-        if self._evidence is None:
-            self._evidence = self._gathered()
         if rule.one_ranking:  # a search for the rate that meets macs_target goes beyond
             rate = min(rate, 1 - rule.floor)
-        scores = score(self._model, rule, rate, groups, self._evidence)
-        scores = {name: values.cpu() for name, values in scores.items()}
+        scores = self._scores(rule, rate)
         if rule.cost != "none" and self._worth is None:
             # On the CPU: the analysis looks at every small result.
             graph = trace(copy.deepcopy(self._model).cpu(), self.task.image)
             self._worth = worths(graph, groups, cost(graph.module, self.task.image_shape))
         return highest(scores, rule, rate, groups, self._worth), scores
 
+    def _scores(self, rule: Rule, rate: float) -> Scores:
+        """Of the weights as they stand: layer -> (N,), on the CPU."""
+        if self._evidence is None:
+            self._evidence = self._gathered()
+        scores = score(self._model, rule, rate, self._groups, self._evidence)
+        return {name: values.cpu() for name, values in scores.items()}
+
     def _timed_widths(self, latency: Latency) -> dict[str, int]:
         """By layer, found when they are first asked for, by the first rank: others are no slower.
         Raises BudgetError, ShippingError."""
         if self.widths:
             return self.widths
-        if self._evidence is None:
-            self._evidence = self._gathered()
+        rule = self.task.goal.rule
+        scores = self._scores(rule, 0.0)
         found: Found | None = None
         if self.task.ranks.first:
-            rule = self.task.goal.rule
-            scores = score(self._model, rule, 0.0, self._groups, self._evidence)
-            by_group = [group_scores(group, scores).cpu() for group in self._groups]
+            by_group = [group_scores(group, scores) for group in self._groups]
             found = find(
                 self._model, self._groups, by_group, latency, rule.align, rule.floor, self.task.warn
             )

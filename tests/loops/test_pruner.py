@@ -23,13 +23,15 @@ from fpgm.criteria import CRITERIA
 from fpgm.errors import CheckpointError, Error
 from fpgm.keys import CONFIGS
 from fpgm.loops.words import entry
-from fpgm.methods import METHODS, Schedule
+from fpgm.methods import METHODS, Goal, Schedule
+from fpgm.selection.rule import Rule
 from fpgm.training.recipe import learning_rate
 
 __all__ = ["few"]  # a fixture
 
 SCHEDULES = sorted(name for name, method in METHODS.items() if issubclass(method, Schedule))
-TRAINED = ("hard", "fade")  # prune a trained network
+GOAL = Goal(Rule(), 0.4)
+TRAINED = [name for name in SCHEDULES if METHODS[name].problems(GOAL, from_scratch=True)]
 IMAGE, STEPS, EPOCHS = (3, 12, 12), 2, 3
 
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
@@ -144,7 +146,7 @@ def test_a_plain_loop_gets_the_bits_of_fpgm_train(schedule: str, tmp_path: Path,
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-@pytest.mark.parametrize("schedule", ["frozen", "soft", "gated", "fade"])
+@pytest.mark.parametrize("schedule", ["frozen", "soft", "gated", "fade", "iterative"])
 def test_what_is_pruned_stays_zero_whatever_the_optimizer_remembers(
     schedule: str, name: str
 ) -> None:
@@ -154,6 +156,7 @@ def test_what_is_pruned_stays_zero_whatever_the_optimizer_remembers(
         list(step(model, optimizer, pair))
     options = {"settle": 0.5} if schedule in ("soft", "gated") else {}
     options = {"duration": 0.5} if schedule == "fade" else options
+    options = {"every": 2} if schedule == "iterative" else options
     pruner = fpgm.Pruner(
         model, optimizer, **{**words(schedule), "schedule": {"name": schedule, **options}}
     )
@@ -165,7 +168,8 @@ def test_what_is_pruned_stays_zero_whatever_the_optimizer_remembers(
             pruner.after_backward()
             next(moments)
             pruner.after_step()
-            fixed = schedule == "frozen" or epoch == EPOCHS - 1  # settled, or faded
+            always = schedule in ("frozen", "iterative")
+            fixed = always or epoch == EPOCHS - 1  # settled, or faded
             assert not fixed or zeroed(model, pruner.keep) == 0
             held += fixed
         pruner.after_epoch()

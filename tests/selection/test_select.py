@@ -38,10 +38,11 @@ SHAPES = {"contributions": (10, 10), "preferred": (10, 12)}
 EVIDENCE = {
     layer: {
         parameter: torch.rand(
-            SHAPES.get(parameter, (10,)), generator=torch.Generator().manual_seed(7)
+            (10, 3) if getattr(view, "each", False) else SHAPES.get(parameter, (10,)),
+            generator=torch.Generator().manual_seed(7),
         )
         for criterion in CRITERIA.values()
-        for parameter in criterion.views
+        for parameter, view in criterion.views.items()
     }
     for layer in ("first", "second")
 }

@@ -14,7 +14,8 @@ from fpgm.graph.tracer import Image
 
 
 class Collector:
-    """Gathers what one view shows, batch by batch. It keeps sums, never a batch.
+    """Gathers what one view shows, batch by batch. It keeps sums, and a batch until
+    that is done.
 
     watched: the operations whose results it wants to see; entered: those whose inputs.
     """
