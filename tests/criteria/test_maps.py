@@ -88,6 +88,12 @@ def test_chip_of_many_images_is_that_of_each_and_not_finite_maps_spoil_their_own
     torch.testing.assert_close(losses[[0, 1, 2, 4]], alone[[0, 1, 2, 4]])
 
 
+def test_chip_of_a_filter_that_alone_sees_a_pixel_is_right_to_ten_digits() -> None:
+    maps = torch.rand(30, 7, 1, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    maps[:, 1:, :, 2] = 0  # of more filters than pixels: without the first a direction is lost
+    np.testing.assert_allclose(nuclear_losses(maps), by_definition(maps), rtol=1e-10)
+
+
 class Small(nn.Module):
     def __init__(self) -> None:
         super().__init__()
