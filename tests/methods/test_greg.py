@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -67,10 +68,11 @@ def test_however_short_the_run_the_penalty_comes_to_its_ceiling_and_never_falls(
     task.steps = count
     schedule = GReg(task, growth=growth, every=every, ceiling=ceiling, latest=latest, ratio=1e9)
     penalties = []
-    for schedule._taken in range(schedule._last + every):
+    for taken in range(max(schedule._last, every + 1)):
+        schedule._taken = taken
         penalties.append(schedule.penalty)
     assert penalties[0] == 0
-    assert all(a <= b for a, b in zip(penalties, penalties[1:], strict=False))
+    assert all(a <= b for a, b in itertools.pairwise(penalties))
     assert penalties[-1] == pytest.approx(ceiling)
     assert max(penalties) <= ceiling
 

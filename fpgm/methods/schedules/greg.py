@@ -53,7 +53,7 @@ class GReg(Hard):
         super().__init__(task, recalibrate=recalibrate, train_compact=train_compact)
         self._last = max(1, round(latest * task.epochs * task.steps))
         self._every, self._ceiling, self._limit = every, ceiling, ratio
-        self._growth = max(growth, ceiling * every / self._last)
+        self._growth = max(growth, ceiling / max(1, (self._last - 1) // every))
         self._tails = tails(trace(self._model, task.image))
         self._taken = 0  # steps
         self._gone: dict[str, float] | None = None  # when, and how the filters were left
