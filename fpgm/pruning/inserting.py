@@ -92,16 +92,15 @@ class Inserting(Zeroing):
     def after_epoch(self, epoch: int) -> dict[str, Any]:
         """Returns columns of the history: `pruned` are the filters that would be cut now, `dead`
         those of them that the network computes without already."""
-        changed = False
-        if not self._cut:
-            changed = self.chosen(epoch)
+        gone = {} if self._cut else self.gone()
+        changed = bool(gone) and self.chosen(epoch)
         check_agreement(self.keep, self.task.ranks)
         watch = self.watch()
         return {
             "churn": watch.churn(self._before),
             "pruned": watch.pruned,
             "revived": 0,
-            "dead": self.dead(),
+            "dead": sum(int((mask & self._masks[name]).sum()) for name, mask in gone.items()),
             "changed": changed,
         }
 
@@ -109,10 +108,6 @@ class Inserting(Zeroing):
         """Choose after an epoch, after the last one for good. Returns whether that changed what the
         network computes."""
         raise NotImplementedError
-
-    def dead(self) -> int:
-        gone = self.gone().items() if not self._cut else ()
-        return sum(int((mask & self._masks[name]).sum()) for name, mask in gone)
 
     def after_backward(self) -> None:
         pass
