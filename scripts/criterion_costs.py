@@ -50,11 +50,10 @@ def main() -> None:
     torch.manual_seed(0)
     network = torchvision.models.resnet50().eval()
     with evaluating(network):
-        print(
-            f"{torch.get_num_threads()} threads, {options.images} images of {options.size}x{options.size}"
-        )
+        size, threads = options.size, torch.get_num_threads()
+        print(f"{threads} threads, {options.images} images of {size}x{size}")
         for name in options.names or CRITERIA:
-            looked, scored = seconds(name, network, options.size, options.images)
+            looked, scored = seconds(name, network, size, options.images)
             print(f"{name:16} {looked:7.2f} s to look  {scored:7.2f} s to score", flush=True)
 
 

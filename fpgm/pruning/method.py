@@ -130,8 +130,9 @@ class Method:
     def before_epoch(self, epoch: int) -> None:
         """Before an epoch's first step; epochs count from 0."""
 
-    def parameters(self) -> Iterable[nn.Parameter]:
-        """Trained beside the network's own."""
+    def parameters(self) -> Iterable[nn.Parameter | dict[str, Any]]:
+        """Trained beside the network's own; or groups of them with settings of their own, as
+        torch.optim takes them: {"params": [...], "weight_decay": 0.0}."""
         return ()
 
     def loss(self, inputs: Tensor, outputs: Tensor, labels: Tensor) -> Tensor | float:
@@ -195,6 +196,11 @@ class Schedule(Method):
     def holds(self) -> bool:
         """Whether what has been selected by the first epoch is gone then, and does not learn."""
         return False
+
+    @property
+    def rule(self) -> Rule:
+        """How it chooses: as the run says, where it has no way of its own."""
+        return self.task.goal.rule
 
     def full_rate(self) -> float:
         """The rate that the run comes to."""

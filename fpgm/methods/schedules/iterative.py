@@ -134,9 +134,9 @@ class Iterative(Hard):
         self._done += 1
         self._gone, self._chosen = self._masks, True
 
-    def _scores(self, rule: Rule, rate: float) -> Scores:
+    def scored(self, rule: Rule, rate: float) -> Scores:
         """Filters that are gone are the lowest, whatever the criterion makes of zeros."""
-        scores = super()._scores(rule, rate)
+        scores = super().scored(rule, rate)
         return {
             name: values.masked_fill(self._gone[name].cpu(), -torch.inf)
             for name, values in scores.items()
