@@ -4,7 +4,7 @@ only in the end zeroed (SRFP and ASRFP, Cai et al., 2020)."""
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -49,15 +49,6 @@ class _Weakening(Zeroing):
         if chosen and self._reset_momentum:
             self._clear_momentum()
         return changed
-
-    def after_epoch(self, epoch: int) -> dict[str, Any]:
-        weakened = not self._masked and self.left(epoch) > 0
-        columns = super().after_epoch(epoch)
-        if weakened:
-            # They were never gone: those count that are not selected again.
-            pairs = ((mask, self._masks[name]) for name, mask in self._before.items())
-            columns["revived"] = sum(int((before & ~now).sum()) for before, now in pairs)
-        return columns
 
     @torch.no_grad()
     def _weaken(self, factor: float) -> None:
