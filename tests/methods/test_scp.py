@@ -136,7 +136,7 @@ def test_one_draw_a_channel_and_step_and_it_is_differentiable_in_scale_and_shift
             for step in (1e-6, -1e-6):
                 moved = [shift.clone(), scale.clone()]
                 moved[at][i] += step
-                ends.append(float(drawn(*moved).sum()))
+                ends.append(float(drawn(*moved).detach().sum()))
             numeric = (ends[0] - ends[1]) / 2e-6
             assert float(parameter.grad[i]) == pytest.approx(numeric, rel=1e-4, abs=1e-8)
 
@@ -236,7 +236,7 @@ def test_cutting_what_is_dropped_costs_nothing(network: Any, until: str) -> None
     task.image = task.image_shape = (3, 32, 32)
     schedule = SCP(task, until=until)
     for norm in schedule.norms.values():
-        norm.bias.data[::2] = -9.0 * norm.weight.data[::2].abs() - 1
+        norm.bias.data[::2] = 0.05 - 1.8 * norm.weight.data[::2].abs()  # they fire now and then
         norm.bias.data[1::2] = 0.5
     schedule.start()
     schedule.before_epoch(0)
