@@ -162,8 +162,9 @@ class SCP(Inserting):
         return super().full_rate() if self._until == "goal" else 0.0
 
     def finish(self) -> None:
-        if not self._cut:  # of a run without epochs
-            self.use(self.expected())
+        if not self._cut:  # of a run without epochs, or of a loop that ends early
+            if self.task.epochs == 0:
+                self.use(self.expected())
             self._silence()
         super().finish()
 
