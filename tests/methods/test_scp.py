@@ -303,7 +303,7 @@ def test_of_channels_that_never_fire_those_stay_that_the_masks_have_kept(until: 
     task = Noise(residual="inner", epochs=1, rate=0.4)
     schedule = begun(task, until=until)
     norm = schedule.norms["layer1.0.conv1"]
-    norm.bias.data[:] = -20 - torch.randperm(16).float()
+    norm.weight.data[:], norm.bias.data[:] = 1.0, -20 - torch.randperm(16).float()
     assert (silent(norm.bias.double(), norm.weight.double(), 0.05) == 1).all()
     kept = schedule.modules["layer1.0.conv1"].kept().nonzero().flatten()
     assert kept.tolist() == norm.bias.topk(2).indices.sort().values.tolist()
