@@ -100,7 +100,8 @@ def test_in_evaluation_a_channel_is_kept_exactly_if_it_fires_often_enough_or_hol
     norm = norm_of((2 * torch.randn(8) - 1).tolist(), torch.randn(8).tolist())
     mask = Mask(norm.eval(), Softness(cut=cut), least)
     share = silent(norm.bias, norm.weight, 0.05).detach()
-    by_rank = sorted(range(8), key=lambda i: float(share[i]))
+    far = ((0.05 - norm.bias) / norm.weight.abs()).tolist()  # where shares are 1 they do not tell
+    by_rank = sorted(range(8), key=far.__getitem__)
     expected = [float(share[i]) < cut or by_rank.index(i) < least for i in range(8)]
     maps = torch.randn(2, 8, 3, 3, dtype=torch.float64)
     assert torch.equal(mask(maps), maps * torch.tensor(expected).view(1, -1, 1, 1))
@@ -294,6 +295,20 @@ def test_a_layer_that_would_die_keeps_the_floor_and_is_named() -> None:
             0.1 * len(task.full.network.get_submodule(name).weight)
         )
     assert any("layer1.0.conv1" in line and "floor=0.1" in line for line in task.warnings)
+
+
+@pytest.mark.parametrize("until", ["goal", "end"])
+def test_of_channels_that_never_fire_those_stay_that_the_masks_have_kept(until: str) -> None:
+    """Of a layer that would die; by the shares alone they are all alike."""
+    task = Noise(residual="inner", epochs=1, rate=0.4)
+    schedule = begun(task, until=until)
+    norm = schedule.norms["layer1.0.conv1"]
+    norm.weight.data[:], norm.bias.data[:] = 1.0, -20 - torch.randperm(16).float()
+    assert (silent(norm.bias.double(), norm.weight.double(), 0.05) == 1).all()
+    kept = schedule.modules["layer1.0.conv1"].kept().nonzero().flatten()
+    assert kept.tolist() == norm.bias.topk(2).indices.sort().values.tolist()
+    schedule.after_epoch(0)
+    assert torch.equal(schedule.keep["layer1.0.conv1"], kept)
 
 
 def test_only_layers_before_a_relu_are_masked_and_the_others_are_said() -> None:

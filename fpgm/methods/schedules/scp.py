@@ -24,7 +24,7 @@ from fpgm.pruning.inserting import Inserting
 from fpgm.pruning.method import Task
 from fpgm.pruning.silence import Silence
 from fpgm.pruning.zeroing import Recalibrate
-from fpgm.selection.ranking import best, least_kept
+from fpgm.selection.ranking import least_kept
 
 Strength = Annotated[float, Field(ge=0, examples=["5e-5"])]
 Positive = Annotated[float, Field(gt=0, examples=["0.5"])]
@@ -147,15 +147,11 @@ class SCP(Inserting):
         """What is dropped goes, and until the goal is met what fires least."""
         if self._cut:
             return self.keep
-        open_ = {name: int(mask.kept().sum()) for name, mask in self.modules.items()}
-        keep = self._everything()
-        if self._until == "goal":
-            keep = super().expected()
-        align, fires = self.rule.align, self.measured()
-        for name, count in open_.items():
-            if count < len(keep[name]):
-                aligned = min(-(-count // align) * align, len(keep[name]))
-                keep[name] = best(fires[name], aligned).cpu().sort().values
+        keep = super().expected() if self._until == "goal" else self._everything()
+        for name, mask in self.modules.items():
+            opened, align = int(mask.kept().sum()), self.rule.align
+            count = min(-(-opened // align) * align, len(keep[name]))
+            keep[name] = mask.order()[:count].cpu().sort().values
         return keep
 
     def full_rate(self) -> float:
@@ -262,8 +258,12 @@ class Softness:
 def silent(shift: Tensor, scale: Tensor, threshold: float) -> Tensor:
     """The share of its inputs at which a channel is below the threshold behind BatchNorm, where
     they are normal: (1 + erf((threshold - shift) / (|scale| sqrt 2))) / 2. (N,) -> (N,)."""
-    far = (threshold - shift) / ((scale.abs() + 1e-8) * math.sqrt(2))
-    return (1 + torch.erf(far)) / 2
+    return (1 + torch.erf(below(shift, scale, threshold) / math.sqrt(2))) / 2
+
+
+def below(shift: Tensor, scale: Tensor, threshold: float) -> Tensor:
+    """How many deviations a channel's mean lies below the threshold. (N,) -> (N,)."""
+    return (threshold - shift) / (scale.abs() + 1e-8)
 
 
 class Mask(nn.Module):
@@ -290,6 +290,13 @@ class Mask(nn.Module):
         norm = self._norm[0]
         return silent(norm.bias.double(), norm.weight.double(), self._softness.threshold)
 
+    @torch.no_grad()
+    def order(self) -> Tensor:
+        """Channels by how often they fire, most first: also those that all but never do. (N,)."""
+        norm = self._norm[0]
+        far = below(norm.bias.double(), norm.weight.double(), self._softness.threshold)
+        return far.argsort(stable=True)
+
     def sampled(self) -> Tensor:
         """(N,), in 0..1. Of two relaxed classes the first is sigmoid((log odds + L) / temperature),
         as the difference L of two Gumbel variables is logistic."""
@@ -314,5 +321,5 @@ class Mask(nn.Module):
 
     def _held(self, share: Tensor) -> Tensor:
         most = torch.zeros_like(share, dtype=torch.bool)
-        most[share.detach().topk(self._least, largest=False).indices] = True
+        most[self.order()[: self._least]] = True
         return most & (share >= self._softness.cut)
