@@ -40,10 +40,10 @@ class ADMMWeights(Method):
         *,
         rate: Rate = 0.8,
         scope: Scope = "layer",
-        rho: Rho = 0.01,
+        rho: Rho = 0.1,
         interval: Interval = 0.5,
         growth: Growth = 1.3,
-        ceiling: Rho = 1.0,
+        ceiling: Rho = 3.0,
         duration: Duration = 0.5,
     ) -> None:
         super().__init__(task)
