@@ -43,6 +43,16 @@ def has_bf16(device: torch.device) -> bool:
     return False
 
 
+def adds_bytes_exactly() -> bool:
+    """Whether sums of products of bytes are right here: x86 without VNNI adds two of them in 16
+    bits, which saturate. What cannot be told is taken not to be."""
+    if platform.machine().lower() not in ("x86_64", "amd64", "i686"):
+        return True
+    with contextlib.suppress(OSError):
+        return "_vnni" in Path("/proc/cpuinfo").read_text()  # avx512_vnni, avx_vnni
+    return False
+
+
 def cores() -> int:
     """Of those that this process may run on, where the system says which."""
     if hasattr(os, "sched_getaffinity"):

@@ -1,12 +1,15 @@
-"""`fpgm-export`: the compact network of a run as ONNX or as torch.export's .pt2, checked."""
+"""`fpgm-export`: the compact network of a run as ONNX, float or int8, or as torch.export's .pt2,
+checked."""
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import math
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +18,7 @@ from fpgm.compaction.compact import compare, load
 from fpgm.data import sets
 from fpgm.errors import Error, ShippingError
 from fpgm.runs.run import read_config
+from fpgm.shipping import int8
 from fpgm.shipping.folding import fold
 
 LIMIT = 1e-4  # of the largest output: another runtime sums in another order
@@ -90,15 +94,30 @@ def export_run(directory: Path, kind: str, dynamic: bool) -> tuple[Path, dict[st
     return path, difference
 
 
+def int8_run(path: Path, max_loss: float) -> dict[str, Any]:
+    """Quantise what export_run has written to `path`, calibrated and checked on its run's images;
+    see int8.deliver."""
+    config = read_config(path.parent)
+    images = sets.load(torch.device("cpu"), **config["dataset"])
+    return int8.deliver(path, images, config["residual"], max_loss)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Entry point of fpgm-export."""
     parser = argparse.ArgumentParser(prog="fpgm-export", description=__doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="run directory of fpgm-train")
     parser.add_argument("--format", choices=("onnx", "pt2"), default="onnx")
     parser.add_argument("--dynamic-batch", action="store_true", help="any batch size, else 1")
+    parser.add_argument("--int8", action="store_true", help=f"{int8.FILE} beside the float one")
+    parser.add_argument(
+        "--max-loss", type=float, metavar="POINTS",
+        help=f"of accuracy that int8 may lose; default: {int8.MAX_LOSS:g}",
+    )  # fmt: skip
     words = parser.parse_args(argv)
     try:
+        max_loss = _max_loss(words)
         path, difference = export_run(words.run, words.format, words.dynamic_batch)
+        quantised = int8_run(path, max_loss) if words.int8 else None
     except (Error, OSError) as error:
         print(f"fpgm-export: {error}", file=sys.stderr)
         sys.exit(1)
@@ -107,3 +126,23 @@ def main(argv: list[str] | None = None) -> None:
         f"{difference['max_abs_logit']:.1f} on {difference['images']} test images, same answer on "
         f"{100 * difference['agreement']:.2f} %"
     )
+    if quantised is not None:
+        print(int8.told(quantised, path.with_name(int8.FILE)))
+        for warning in quantised["warnings"]:
+            print(f"warning: {warning}", file=sys.stderr)
+
+
+def _max_loss(words: argparse.Namespace) -> float:
+    """Points. Raises ShippingError for words that do not go together."""
+    if words.int8 and words.format != "onnx":
+        raise ShippingError(
+            f"--format {words.format}: int8 is made by ONNX Runtime's quantiser; --int8 needs "
+            "--format onnx"
+        )
+    if words.max_loss is None:
+        return int8.MAX_LOSS
+    if not words.int8:
+        raise ShippingError(f"--max-loss {words.max_loss:g}: only with --int8")
+    if not (math.isfinite(words.max_loss) and words.max_loss >= 0):
+        raise ShippingError(f"--max-loss {words.max_loss:g}: points of accuracy, 0 or more")
+    return float(words.max_loss)

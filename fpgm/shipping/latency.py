@@ -10,7 +10,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,18 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from fpgm.compaction.compact import load
+from fpgm.data import sets
+from fpgm.data.images import Images
 from fpgm.errors import Error, ShippingError
 from fpgm.graph.cost import cost
 from fpgm.graph.groups import RESIDUAL
+from fpgm.machine.apart import contained
 from fpgm.machine.device import environment, keep_freed_memory
 from fpgm.runs.files import write_text
-from fpgm.shipping import architectures
+from fpgm.runs.run import read_config
+from fpgm.shipping import architectures, int8
 from fpgm.shipping.architectures import PIXELS, RATE, Request
-from fpgm.shipping.runtimes import GPU, INSTALL, RUNTIMES, Runner, installed
+from fpgm.shipping.runtimes import GPU, INSTALL, ONNX, RUNTIMES, Runner, exported, installed
 
 WARM_UP, ROUNDS, SECONDS = 5, 200, 6.0  # rounds end after this many seconds, but not before 10
 CPU = torch.device("cpu")
@@ -69,36 +73,111 @@ def measure(
     rows = []
     kinds = RUNTIMES if device.type == "cpu" else GPU
     for runtime in runtimes:
-        runners = [kinds[runtime](network, image, threads) for network in (dense, small)]
-        for size in batches:
-            try:
-                batch = torch.randn(size, *image).to(device)
-                seconds = side_by_side(runners, batch)
-            except Exception as error:  # every runtime has its own kinds
-                raise ShippingError(
-                    f"--batch {size}: {runtime} cannot run it ({str(error).splitlines()[0]}); try "
-                    f"--batch {max(size // 2, 1)}"
-                ) from error
-            row: dict[str, Any] = {"runtime": runtime, "batch": size, "rounds": len(seconds[0])}
-            row["quartiles"] = {}
-            for name, times in zip(("dense_ms", "compact_ms"), seconds, strict=True):
-                low, row[name], high = (1e3 * q for q in statistics.quantiles(times, n=4))
-                row["quartiles"][name] = [low, high]
-            row["speed_up"] = row["dense_ms"] / row["compact_ms"]
-            rows.append(row)
+        networks = {"dense_ms": dense, "compact_ms": small}
+        runners = {key: kinds[runtime](net, image, threads) for key, net in networks.items()}
+        rows += _rows(runtime, runners, image, batches, device)
+    return rows
+
+
+def measure_models(
+    models: Mapping[str, bytes],
+    image: tuple[int, int, int],
+    runtime: str,
+    batches: Sequence[int],
+    threads: int,
+) -> list[dict[str, Any]]:
+    """The same of ONNX models of any batch, in one runtime. models: by the key of their times, of
+    which there are dense_ms and compact_ms."""
+    runners = {key: ONNX[runtime](model, image, threads) for key, model in models.items()}
+    return _rows(runtime, runners, image, batches)
+
+
+def measure_int8(
+    dense: nn.Module,
+    small: nn.Module,
+    images: Images,
+    runtimes: Sequence[str],
+    batches: Sequence[int],
+    threads: int,
+    residual: str,
+) -> dict[str, Any]:
+    """Both networks in float and in int8, in turn: rows, what int8 answers, and warnings of what
+    was not timed.
+
+    OpenVINO runs in processes of its own; residual: the run's, for what is said where it fails.
+    """
+    image, calibrated = images.image_shape, int8.calibration(images)
+    full, made, answers = {}, {}, {}
+    for name, network in (("dense", dense), ("compact", small)):
+        full[f"{name}_ms"] = model = exported(network, image)
+        quantised = int8.quantise(model, calibrated)
+        made[f"{name}_int8_ms"] = quantised.model
+        sizes = {"float": len(model), "int8": len(quantised.model)}
+        answers[name] = {**int8.checked(model, quantised.model, images), "bytes": sizes}
+    rows, warnings = [], []
+    for runtime in runtimes:
+        if runtime not in ONNX:
+            warnings.append(f"{runtime}: has no int8 here, its times are of float alone")
+            rows += measure(dense, small, image, [runtime], batches, threads)
+            continue
+        models, given = {**full, **made}, (image, runtime, batches, threads)
+        if runtime == "openvino":
+            for key, model in made.items():
+                why = int8.refused_by_openvino(model, image)
+                if why is not None:
+                    what = key.split("_")[0]
+                    warnings.append(int8.openvino_warning(what, why, residual))
+                    del models[key]
+            crashed = f"{runtime}: crashed while it was timed; --runtimes onnxruntime"
+            rows += contained(crashed, measure_models, models, *given)
+        else:
+            rows += measure_models(models, *given)
+    for row in rows:
+        if "compact_int8_ms" in row:
+            row["int8_speed_up"] = row["dense_ms"] / row["compact_int8_ms"]
+    return {"rows": rows, "int8": answers, "warnings": warnings}
+
+
+def _rows(
+    runtime: str,
+    runners: Mapping[str, Runner],
+    image: tuple[int, int, int],
+    batches: Sequence[int],
+    device: torch.device = CPU,
+) -> list[dict[str, Any]]:
+    """A row for each batch. runners: by the key of their times. Raises ShippingError."""
+    rows = []
+    for size in batches:
+        try:
+            batch = torch.randn(size, *image).to(device)
+            seconds = side_by_side(list(runners.values()), batch)
+        except Exception as error:  # every runtime has its own kinds
+            raise ShippingError(
+                f"--batch {size}: {runtime} cannot run it ({str(error).splitlines()[0]}); try "
+                f"--batch {max(size // 2, 1)}"
+            ) from error
+        row: dict[str, Any] = {"runtime": runtime, "batch": size, "rounds": len(seconds[0])}
+        row["quartiles"] = {}
+        for name, times in zip(runners, seconds, strict=True):
+            low, row[name], high = (1e3 * q for q in statistics.quantiles(times, n=4))
+            row["quartiles"][name] = [low, high]
+        row["speed_up"] = row["dense_ms"] / row["compact_ms"]
+        rows.append(row)
     return rows
 
 
 def markdown(result: dict[str, Any]) -> str:
     """latency.md."""
-    machine = result["environment"]
+    machine, int8_there = result["environment"], "int8" in result
+    more = "dense int8, ms | compact int8, ms | int8 speed-up |" if int8_there else ""
     lines = [
         f"MACs of one image: {result['macs']['dense']:,} dense, {result['macs']['compact']:,} "
         f"compact, ratio {result['macs']['ratio']:.2f}. {machine['processor']}, "
         f"{result['threads']} threads, torch {machine['torch']}; both in turn, medians.",
         "",
-        "| runtime | batch | dense, ms | compact, ms | speed-up | of the MACs ratio |",
-        "|---|---:|---:|---:|---:|---:|",
+        "| runtime | batch | dense, ms | compact, ms | speed-up | of the MACs ratio |"
+        + (f" {more}" if more else ""),
+        "|---|---:|---:|---:|---:|---:|" + "---:|" * more.count("|"),
     ]
     for row in result["rows"]:
         share = row["speed_up"] / result["macs"]["ratio"]
@@ -106,13 +185,40 @@ def markdown(result: dict[str, Any]) -> str:
             f"| {row['runtime']} | {row['batch']} | {row['dense_ms']:.2f} | "
             f"{row['compact_ms']:.2f} | {row['speed_up']:.2f} | {share:.2f} |"
         )
-    return "\n".join([*lines, ""])
+        if int8_there:
+            keys = ("dense_int8_ms", "compact_int8_ms", "int8_speed_up")
+            lines[-1] += "".join(f" {row[key]:.2f} |" if key in row else " |" for key in keys)
+    return "\n".join([*lines, *_int8_notes(result), ""])
+
+
+def _int8_notes(result: Mapping[str, Any]) -> list[str]:
+    """What int8 answers, and what was not timed; a paragraph each."""
+    notes = []
+    if "int8" in result:
+        said = "; ".join(
+            f"{name} {one['accuracy']['float']:.2f} -> {one['accuracy']['int8']:.2f} %, "
+            f"{one['bytes']['float']:,} -> {one['bytes']['int8']:,} bytes"
+            for name, one in result["int8"].items()
+        )
+        count = result["int8"]["compact"]["test_images"]
+        notes = [
+            f"int8 speed-up: compact int8 against dense float. Float -> int8, accuracy on {count} "
+            f"test images and the ONNX model: {said}.",
+            *result["warnings"],
+        ]
+    return [line for note in notes for line in ("", note)]
 
 
 def latency_of_run(
-    directory: Path, runtimes: Sequence[str], batches: Sequence[int], threads: int
+    directory: Path,
+    runtimes: Sequence[str],
+    batches: Sequence[int],
+    threads: int,
+    in_int8: bool = False,
 ) -> dict[str, Any]:
-    """Measure a run's networks and write latency.json and latency.md into its directory."""
+    """Measure a run's networks and write latency.json and latency.md into its directory.
+
+    in_int8: both in int8 too, calibrated and checked on the run's images. Raises Error."""
     if not (directory / "report.json").exists():
         raise ShippingError(
             f"{directory}: no report.json, so that run is not done; finish it first"
@@ -126,8 +232,14 @@ def latency_of_run(
         "environment": environment(torch.device("cpu"), None),
         "threads": threads,
         "macs": {"dense": macs[0], "compact": macs[1], "ratio": macs[0] / macs[1]},
-        "rows": measure(dense, small, (c, h, w), runtimes, batches, threads),
     }
+    if in_int8:
+        config = read_config(directory)
+        images = sets.load(CPU, **config["dataset"])
+        how = (runtimes, batches, threads, config["residual"])
+        result |= measure_int8(dense, small, images, *how)
+    else:
+        result["rows"] = measure(dense, small, (c, h, w), runtimes, batches, threads)
     write_text(directory / "latency.json", json.dumps(result, indent=2) + "\n")
     write_text(directory / "latency.md", markdown(result))
     return result
@@ -165,6 +277,7 @@ def parser() -> argparse.ArgumentParser:
         "--batch", help=f"default: {BATCHES[True]}; of networks by name {BATCHES[False]}"
     )
     words.add_argument("--threads", type=int, default=torch.get_num_threads())
+    words.add_argument("--int8", action="store_true", help="both of a run in int8 beside float")
     fresh = words.add_argument_group("without a run")
     add = fresh.add_argument
     add("--arch", metavar="NAMES", help="networks by name; a number is a ResNet: resnet18,34,50")
@@ -198,6 +311,10 @@ def _by_name(words: argparse.Namespace) -> bool:
             "fpgm-latency --arch resnet18,34 --rate 0.3"
         )
     if words.run is None:
+        if words.int8:
+            raise ShippingError(
+                f"--arch {words.arch}: --int8 needs a run, whose images it is calibrated on"
+            )
         return True
     if words.arch is not None:
         raise ShippingError(
@@ -214,7 +331,9 @@ def _by_name(words: argparse.Namespace) -> bool:
 
 def _of_run(words: argparse.Namespace) -> str:
     there, sizes = _runtimes(words.runtimes), _sizes(words.batch or BATCHES[True])
-    return markdown(latency_of_run(words.run, there, sizes, words.threads))
+    if words.int8 and not installed("onnxruntime"):
+        raise ShippingError(f"--int8: onnxruntime makes it; {INSTALL['onnxruntime']}")
+    return markdown(latency_of_run(words.run, there, sizes, words.threads, words.int8))
 
 
 def _of_names(words: argparse.Namespace) -> str:

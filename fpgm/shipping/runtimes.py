@@ -9,10 +9,7 @@ from __future__ import annotations
 import importlib.util
 import tempfile
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -20,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fpgm.errors import ShippingError
+from fpgm.machine.apart import contained
 from fpgm.shipping.export import export
 from fpgm.shipping.folding import fold
 
@@ -62,13 +60,8 @@ def apart(target: Target, function: Callable[P, T], *given: P.args, **named: P.k
     """
     if target.runtime == "torch":
         return function(*given, **named)
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        try:
-            return pool.submit(function, *given, **named).result()
-        except BrokenProcessPool as error:
-            raise ShippingError(
-                f"target={target.runtime}: it crashed while it was timed"
-            ) from error
+    crashed = f"target={target.runtime}: it crashed while it was timed"
+    return contained(crashed, function, *given, **named)
 
 
 def _torch(network: nn.Module, image: Image, threads: int) -> Runner:
@@ -85,7 +78,11 @@ def _torch(network: nn.Module, image: Image, threads: int) -> Runner:
 
 def _onnxruntime(network: nn.Module, image: Image, threads: int) -> Runner:
     """The exported network, any batch."""
-    run = session(_exported(network, image), threads)
+    return ONNX["onnxruntime"](exported(network, image), image, threads)
+
+
+def _onnxruntime_model(model: bytes, image: Image, threads: int) -> Runner:
+    run = session(model, threads)
     return lambda batch: run(batch.numpy())
 
 
@@ -103,11 +100,16 @@ def session(model: bytes, threads: int) -> Callable[[Any], object]:
 
 
 def _openvino(network: nn.Module, image: Image, threads: int) -> Runner:
-    """The exported network, compiled for each batch size, in float32 as the others."""
+    """The exported network, in float32 as the others."""
+    return ONNX["openvino"](exported(network, image), image, threads)
+
+
+def _openvino_model(content: bytes, image: Image, threads: int) -> Runner:
+    """Compiled for each batch size."""
     import openvino
 
     # Not convert_model: that starts processes of its own, which would run beside what is timed.
-    model = openvino.Core().read_model(_exported(network, image))
+    model = openvino.Core().read_model(content)
     compiled: dict[int, Any] = {}
 
     def run(batch: Tensor) -> object:
@@ -149,9 +151,14 @@ RUNTIMES: dict[str, Callable[[nn.Module, Image, int], Runner]] = {
     "openvino": _openvino,
 }
 GPU: dict[str, Callable[[nn.Module, Image, int], Runner]] = {"torch": _torch_on_gpu}
+# Those that run a model of any batch from its ONNX bytes, float32 or int8.
+ONNX: dict[str, Callable[[bytes, Image, int], Runner]] = {
+    "onnxruntime": _onnxruntime_model,
+    "openvino": _openvino_model,
+}
 
 
-def _exported(network: nn.Module, image: Image) -> bytes:
+def exported(network: nn.Module, image: Image) -> bytes:
     """As an ONNX model that takes any batch."""
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "network.onnx"
