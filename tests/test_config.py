@@ -15,11 +15,15 @@ from fpgm.cli.command import quoted
 from fpgm.criteria import CRITERIA
 from fpgm.errors import Error
 from fpgm.keys import CONFIGS, differences, flatten, suggestion
+from fpgm.methods import METHODS, Goal
 from fpgm.networks.models import MODELS
 from fpgm.runs.grid import run_name
+from fpgm.selection.rule import Rule
 from fpgm.training.asked import asked
 
 DEFAULTS = compose()
+# Schedules that prune a trained network.
+TRAINED = [n for n, m in METHODS.items() if m.problems(Goal(Rule(), 0.4), from_scratch=True)]
 
 
 def options(group: str) -> list[str]:
@@ -36,7 +40,7 @@ def test_every_file_in_configs_makes_a_valid_run(word: str) -> None:
     timm, own = ["arch.name=resnet18"], ["arch.build=own_networks:tiny"]
     extra = {"arch=timm": timm, "arch=own": own,
              "dataset=image_folder": root, "dataset=imagenet": root,
-             "schedule=hard": ["pretrained=x"], "schedule=fade": ["pretrained=x"]}  # fmt: skip
+             **{f"schedule={name}": ["pretrained=x"] for name in TRAINED}}  # fmt: skip
     config = asked(compose(word, *extra.get(word, [])))
     group, option = word.split("=")
     value = getattr(config, group)

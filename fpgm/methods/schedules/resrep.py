@@ -233,7 +233,7 @@ def pace(total: int, steps: int, every: int, remove: int) -> tuple[int, int]:
     after `steps`: as given, or as much faster as it takes, first by more selections."""
     if total == 0 or (steps // every) * remove >= total:
         return every, remove
-    every = max(1, min(every, steps * remove // total))
+    every = max(1, min(every, steps, steps * remove // total))
     return every, max(remove, math.ceil(total / max(1, steps // every)))
 
 
