@@ -111,7 +111,8 @@ class SCP(Inserting):
             scale, shift = norm.weight.grad, norm.bias.grad
             if scale is None or shift is None:
                 continue
-            shift.add_(norm.bias, alpha=-self._groups_of[name].get("weight_decay", 0.0))
+            if isinstance(self.task.full.optimizer, torch.optim.SGD):  # others decay in other ways
+                shift.add_(norm.bias, alpha=-self._groups_of[name].get("weight_decay", 0.0))
             if self._pressing:
                 free = (~self.modules[name].held()).to(shift.dtype)
                 shift.add_(free, alpha=self._strength)
