@@ -22,13 +22,8 @@ from fpgm.selection.rule import Rule
 from fpgm.training.asked import asked
 
 DEFAULTS = compose()
-<<<<<<< HEAD
-GOAL = Goal(Rule(), 0.4)
-TRAINED = [name for name, method in METHODS.items() if method.problems(GOAL, from_scratch=True)]
-=======
 # Schedules that prune a trained network.
 TRAINED = [n for n, m in METHODS.items() if m.problems(Goal(Rule(), 0.4), from_scratch=True)]
->>>>>>> partC
 
 
 def options(group: str) -> list[str]:

@@ -23,21 +23,12 @@ from fpgm.criteria import CRITERIA
 from fpgm.errors import CheckpointError, Error
 from fpgm.keys import CONFIGS
 from fpgm.loops.words import entry
-<<<<<<< HEAD
-from fpgm.methods import METHODS, Goal, Schedule
-=======
 from fpgm.methods import METHODS, Goal, Method, Schedule
->>>>>>> partC
 from fpgm.selection.rule import Rule
 from fpgm.training.recipe import learning_rate
 
 __all__ = ["few"]  # a fixture
 
-<<<<<<< HEAD
-SCHEDULES = sorted(name for name, method in METHODS.items() if issubclass(method, Schedule))
-GOAL = Goal(Rule(), 0.4)
-TRAINED = [name for name in SCHEDULES if METHODS[name].problems(GOAL, from_scratch=True)]
-=======
 # Those that need nothing of a loop but the calls.
 SCHEDULES = sorted(
     name
@@ -46,7 +37,6 @@ SCHEDULES = sorted(
     and (method.loss, method.parameters) == (Method.loss, Method.parameters)
 )
 TRAINED = [name for name in SCHEDULES if METHODS[name].problems(Goal(Rule(), 0.4), True)]
->>>>>>> partC
 IMAGE, STEPS, EPOCHS = (3, 12, 12), 2, 3
 
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
