@@ -247,6 +247,7 @@ def test_layers_that_read_a_stream_stay_unless_a_channel_of_it_goes_whole() -> N
             network.get_submodule(name).weight.any(0), model.get_submodule(name).weight.any(0)
         )
     assert torch.equal(network.fc.weight, model.fc.weight)
+    assert torch.equal(network.bn1.bias, model.bn1.bias)  # the stream goes on hearing of the stem
     assert "10 layers rescaled, layer1.0.conv1, layer1.0.conv2, " in task.said[-1]
     assert "; as they were, 9: layer1.1.conv1" in task.said[-1]
 
