@@ -124,6 +124,8 @@ def test_what_is_rounded_is_not_let_go_where_others_have_overtaken_it() -> None:
     ):
         assert torch.equal(weight[which], value[which])
         assert weight.max() == 100  # others are still learning
+    rounded = method.state()["rounded"]
+    assert all(rounded[name][which].all() for name, which in first.items())
 
 
 @pytest.mark.parametrize(("epochs", "expected"), [(3, "abc"), (2, "bc"), (1, "c"), (7, "aabbccc")])
