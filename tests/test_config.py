@@ -22,6 +22,8 @@ from fpgm.selection.rule import Rule
 from fpgm.training.asked import asked
 
 DEFAULTS = compose()
+# Schedules that prune a trained network.
+TRAINED = [n for n, m in METHODS.items() if m.problems(Goal(Rule(), 0.4), from_scratch=True)]
 
 
 def options(group: str) -> list[str]:
@@ -37,12 +39,11 @@ def test_every_file_in_configs_makes_a_valid_run(word: str) -> None:
     root = ["dataset.root=x"]
     timm, own = ["arch.name=resnet18"], ["arch.build=own_networks:tiny"]
     extra = {"arch=timm": timm, "arch=own": own,
-             "dataset=image_folder": root, "dataset=imagenet": root}  # fmt: skip
-    group, option = word.split("=")
-    method = METHODS.get(option)
-    if method is not None and method.problems(Goal(Rule(), 0.4), from_scratch=True):
-        extra[word] = ["pretrained=x"]
+             "dataset=image_folder": root, "dataset=imagenet": root,
+             "method=reconstruction": ["pretrained=x"], "method=inq": ["pretrained=x"],
+             **{f"schedule={name}": ["pretrained=x"] for name in TRAINED}}  # fmt: skip
     config = asked(compose(word, *extra.get(word, [])))
+    group, option = word.split("=")
     value = getattr(config, group)
     value = value[option] if group == "method" else value
     if group != "optimizer" and option != "printed":

@@ -8,8 +8,21 @@ YAML in configs/criterion.
 from __future__ import annotations
 
 from fpgm.criteria.criterion import CRITERIA, Criterion, collect, criterion, named, tie_rate
-from fpgm.criteria.views import Gate, Maps, Scale
+from fpgm.criteria.views import (
+    Contributions,
+    Gate,
+    MapGradients,
+    Maps,
+    Preferred,
+    Readers,
+    Scale,
+    WeightGradients,
+    Worth,
+)
 
-__all__ = ["CRITERIA", "Criterion", "Gate", "Maps", "Scale", "criterion", "named", "tie_rate"]
+__all__ = [
+    "CRITERIA", "Contributions", "Criterion", "Gate", "MapGradients", "Maps", "Preferred",
+    "Readers", "Scale", "WeightGradients", "Worth", "criterion", "named", "tie_rate",
+]  # fmt: skip
 
 collect(__name__)

@@ -18,6 +18,13 @@ def bn_gamma(weight: Tensor, *, gamma: Tensor) -> Tensor:
     return gamma.abs()
 
 
+@criterion(beta=Scale(of="bias"))
+def bn_beta(weight: Tensor, *, beta: Tensor) -> Tensor:
+    """Absolute shift of the filter's BatchNorm. -> (N,). From memory: one of the criteria that CWDA
+    is compared with."""
+    return beta.abs()
+
+
 @criterion(sensitivity=Gate(torch.square))
 def taylor(weight: Tensor, *, sensitivity: Tensor) -> Tensor:
     """How much the loss would change without the filter, to first order and squared (Molchanov et

@@ -61,6 +61,11 @@ class Criterion:
         return any(view.reads_images for view in self.views.values())
 
     @property
+    def needs_image(self) -> bool:
+        """Whether it must know the images' size."""
+        return any(view.needs_image for view in self.views.values())
+
+    @property
     def needs_part(self) -> str | None:
         """What must stand behind a convolution that it can score."""
         return next((view.part for view in self.views.values() if view.part), None)

@@ -10,7 +10,7 @@ gathered, and how, is up to the criteria's views.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -60,36 +60,41 @@ def gather(
     batches: Batches | None = None,
     layers: Sequence[str] | None = None,
     image: Image | None = None,
+    **options: Any,
 ) -> Evidence:
     """The evidence of the criteria `names`: layer -> {parameter: (N, ...) float64, on the CPU}.
 
     batches: on the network's device; read once, at most, and not at all where no criterion asked
-    for reads images. layers: by default all that can be pruned; image: see fpgm.select. A layer
-    lacks the parameter of a criterion that cannot score it (see `missing`). Weights, statistics,
-    gradients and modes of the network are left as they are.
-    Raises Error where batches are wanted and there are none, and for what is not finite.
+    for reads images. layers: by default all that can be pruned; image: see fpgm.select; options:
+    of the criteria, for those that say what is gathered. A layer lacks the parameter of a criterion
+    that cannot score it (see `missing`). Weights, statistics, gradients and modes of the network
+    are left as they are.
+    Raises Error where batches or the image's size are wanted and there are none, and for what is
+    not finite.
     """
     graph = trace(model, image)
     wanted = _layers(graph, layers)
     criteria = [named(name) for name in dict.fromkeys(names)]
-    views = _views(criteria)
+    views = _views(criteria, options)
     collectors = {
         parameter: view.collector(graph, [n for n in wanted if n in view.scored(graph)], image)
         for parameter, view in views.items()
     }
     evidence: Evidence = {layer: {} for layer in wanted}
     reading = [criterion.name for criterion in criteria if criterion.reads_images]
-    # Layers that the graph has in another form are its own, and of the same tensors.
-    with evaluating(model, graph.module), _unused_norms_in_training(graph.module), exact():
-        if reading:
-            showing = [c for p, c in collectors.items() if views[p].reads_images]
-            differentiates = any(view.differentiates for view in views.values())
-            with _differentiable(graph.module) if differentiates else torch.no_grad():
-                if not _read(graph, showing, batches or ()):
-                    raise Error(f"criterion={','.join(reading)}: needs images, and there are none")
-        for parameter, collector in collectors.items():
-            for layer, value in collector.values().items():
-                evidence[layer][parameter] = value
+    showing = {p: c for p, c in collectors.items() if views[p].reads_images}
+    differentiates = any(view.differentiates for view in views.values())
+    found: dict[str, Mapping[str, Tensor]] = {}
+    # Before any image is read: that moves the statistics of a BatchNorm that has seen none.
+    with evaluating(model, graph.module), exact():
+        found.update((p, c.values()) for p, c in collectors.items() if p not in showing)
+    with _looked_at(model, graph):
+        if reading and not _shown(graph, [*showing.values()], batches or (), differentiates):
+            raise Error(f"criterion={','.join(reading)}: needs images, and there are none")
+        found.update((p, c.values()) for p, c in showing.items())
+    for parameter, values in found.items():
+        for layer, value in values.items():
+            evidence[layer][parameter] = value
     for layer, values in evidence.items():
         for parameter, value in values.items():
             if not value.isfinite().all():
@@ -109,11 +114,12 @@ def _scored(graph: ChannelGraph, criterion: Criterion) -> set[str]:
     return scored.intersection(*(view.scored(graph) for view in criterion.views.values()))
 
 
-def _views(criteria: Iterable[Criterion]) -> dict[str, View]:
+def _views(criteria: Iterable[Criterion], options: Mapping[str, Any]) -> dict[str, View]:
     """By parameter. Raises Error where two criteria mean different things by one name."""
     views: dict[str, View] = {}
     for criterion in criteria:
-        for parameter, view in criterion.views.items():
+        for parameter, declared in criterion.views.items():
+            view = declared.given(options)
             if views.setdefault(parameter, view) != view:
                 raise Error(
                     f"criterion={criterion.name}: what it calls {parameter} is something else to "
@@ -122,12 +128,30 @@ def _views(criteria: Iterable[Criterion]) -> dict[str, View]:
     return views
 
 
-def _read(graph: ChannelGraph, collectors: Sequence[Collector], batches: Batches) -> bool:
+def look(model: nn.Module, graph: ChannelGraph, collector: Collector, batches: Batches) -> bool:
+    """Show every batch to a collector that needs no gradients, as `gather` does. graph: the
+    model's. Returns whether there were any."""
+    with _looked_at(model, graph):
+        return _shown(graph, [collector], batches, False)
+
+
+@contextlib.contextmanager
+def _looked_at(model: nn.Module, graph: ChannelGraph) -> Iterator[None]:
+    """The network as it is judged; nothing of it has changed afterwards."""
+    # Layers that the graph has in another form are its own, and of the same tensors.
+    with evaluating(model, graph.module), _unused_norms_in_training(graph.module), exact():
+        yield
+
+
+def _shown(
+    graph: ChannelGraph, collectors: Sequence[Collector], batches: Batches, differentiates: bool
+) -> bool:
     """One pass over the batches, shown to all collectors. Returns whether there were any."""
     network, read = _Watched(graph.module, collectors), False
-    for inputs, labels in batches:
-        read = True
-        _differentiate(collectors, network.run(inputs), labels)
+    with _differentiable(graph.module) if differentiates else torch.no_grad():
+        for inputs, labels in batches:
+            read = True
+            _differentiate(collectors, network.run(inputs), labels)
     return read
 
 
@@ -156,8 +180,15 @@ class _Watched(fx.Interpreter):
             for collector in collectors
             for node in collector.watched
         }
+        self._entering = {
+            node: [c for c in collectors if node in c.entered]
+            for collector in collectors
+            for node in collector.entered
+        }
 
     def run_node(self, n: fx.Node) -> Any:
+        for collector in self._entering.get(n, ()):
+            collector.enter(n, self.env[n.all_input_nodes[0]])
         result = super().run_node(n)
         if n not in self._watching:
             return result

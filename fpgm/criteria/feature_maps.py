@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from fpgm.criteria.criterion import criterion
@@ -24,11 +27,37 @@ def rank(maps: Tensor) -> Tensor:
     return ranks.double().masked_fill(~finite, torch.nan)
 
 
+def average(maps: Tensor) -> Tensor:
+    """Of each map. (B, N, H, W) -> (B, N) float64."""
+    return maps.mean((2, 3), dtype=torch.float64)
+
+
 @criterion(zeros=Maps(share_of_zeros))
 def apoz(weight: Tensor, *, zeros: Tensor) -> Tensor:
     """Average share of zeros after ReLU, negated: the most silent filter goes first (Network
     Trimming, Hu et al., 2016). zeros: in 0..1. -> (N,)."""
     return 0 - zeros
+
+
+@criterion(averages=Maps(average, each=True))
+def entropy(
+    weight: Tensor,
+    *,
+    averages: Tensor,
+    bins: Annotated[int, Field(ge=2, examples=["20"])] = 20,
+) -> Tensor:
+    """Entropy, in nats, of the mean activation after ReLU over images, from a histogram of `bins`
+    equal bins over the filter's own range. averages: (N, images). -> (N,), at most the logarithm
+    of bins and of images. From memory: one of the criteria that CWDA is compared with."""
+    least, most = averages.aminmax(dim=1, keepdim=True)
+    span = most - least
+    # One value for all images, but for rounding: all of them are in one bin.
+    constant = span <= 1e-6 * most.abs()
+    places = ((averages - least) / span.masked_fill(constant, torch.inf) * bins).long()
+    counts = averages.new_zeros(len(averages), bins)
+    counts.scatter_add_(1, places.clamp_max(bins - 1), torch.ones_like(averages))
+    parts: Tensor = torch.special.entr(counts / averages.shape[1])  # -p log p
+    return parts.sum(1)
 
 
 @criterion(ranks=Maps(rank))

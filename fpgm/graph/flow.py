@@ -244,10 +244,10 @@ class Tail:
 
 
 def tails(graph: ChannelGraph) -> dict[str, Tail]:
-    """Convolution -> its BatchNorm, once without a shift, and activation."""
+    """Layer with filters -> its BatchNorm, once without a shift, and activation."""
     modules = dict(graph.module.named_modules())
     found = {}
-    for node, name in graph.convolutions():
+    for node, name in graph.writers():
         last, norms = node, []
         while len(last.users) == 1:
             reader = next(iter(last.users))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fpgm.errors import Error
 from fpgm.graph.groups import Prunable
 from fpgm.machine.ranks import ALONE, Ranks
-from fpgm.methods import Goal, Trained
+from fpgm.methods import Goal, Schedule, Trained
 
 log = logging.getLogger("fpgm")
 
@@ -63,6 +63,10 @@ class LoopTask:
         if self.steps_given is None:
             raise Error("steps=None: this schedule counts them; steps=len(loader), of an epoch")
         return self.steps_given
+
+    @property
+    def schedule(self) -> Schedule:
+        raise Error("methods beside the schedule go with fpgm-train, not with a loop of your own")
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -12,7 +12,7 @@ class SameConv2d(nn.Conv2d):
     whatever the kernel; where the zeros cannot be shared the lower and the right side get more."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(_padded(x, self))
+        return super().forward(padded(x, self))
 
 
 class BorderConv2d(nn.Conv2d):
@@ -28,15 +28,15 @@ class BorderConv2d(nn.Conv2d):
     same = False
 
     def forward(self, x: Tensor) -> Tensor:
-        out = super().forward(_padded(x, self) if self.same else x)
+        out = super().forward(padded(x, self) if self.same else x)
         if self.border is None:
             return out
         ones = x.new_ones(1, 1, x.shape[2], x.shape[3])
-        ones = _padded(ones, self) if self.same else ones
+        ones = padded(ones, self) if self.same else ones
         return out + F.conv2d(ones, self.border, None, self.stride, self.padding, self.dilation)
 
 
-def _padded(x: Tensor, conv: nn.Conv2d) -> Tensor:
+def padded(x: Tensor, conv: nn.Conv2d) -> Tensor:
     """Zeros around (B, C, H, W) until the convolution gives ceil(size / stride) pixels."""
     pad: list[int] = []
     for place in (1, 0):  # F.pad begins with the last dimension

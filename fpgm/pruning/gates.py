@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from fpgm.errors import GraphError
 from fpgm.graph.flow import Tail
@@ -87,25 +87,41 @@ class _Convolution(torch.autograd.Function):
         return back, for_weight, for_bias, None, None
 
 
+def refuse_dropping(graph: ChannelGraph, key: str) -> None:
+    """Raise GraphError where the traced network would not drop what the network drops in training.
+    key: what was asked for, `schedule=...`."""
+    for node in graph.kinds:
+        function = str(node.target) if node.op == "call_function" else ""
+        if "dropout" in function or "stochastic_depth" in function:
+            raise GraphError(
+                f"{key}: {node.name} is a function and was traced as it is in evaluation; "
+                "use the layer (nn.Dropout) in place of it, or schedule=fade"
+            )
+    dropped = dropping(graph.module)
+    if dropped is not None:
+        raise GraphError(
+            f"{key}: {dropped} drops something at random and was traced as it is in "
+            "evaluation; set it to 0, or use schedule=fade"
+        )
+
+
+def put_behind(network: fx.GraphModule, node: fx.Node, name: str, module: nn.Module) -> None:
+    """Give all that reads a node what `module`, which is added by a name, makes of it; the network
+    is to be recompiled."""
+    network.add_submodule(name, module)
+    with network.graph.inserting_after(node):
+        call = network.graph.call_module(name, (node,))
+    node.replace_all_uses_with(call)
+    call.args = (node,)
+
+
 def gated(
     graph: ChannelGraph, behind: Mapping[str, Tail], layers: Sequence[str]
 ) -> tuple[nn.Module, dict[str, Gate]]:
     """The traced network, its parameters shared with the original, with a gate behind each of these
     convolutions, its BatchNorm and its activation. Raises GraphError."""
-    for node in graph.kinds:
-        function = str(node.target) if node.op == "call_function" else ""
-        if "dropout" in function or "stochastic_depth" in function:
-            raise GraphError(
-                f"schedule=gated: {node.name} is a function and was traced as it is in evaluation; "
-                "use the layer (nn.Dropout) in place of it, or schedule=fade"
-            )
+    refuse_dropping(graph, "schedule=gated")
     network, gates = graph.module, {}
-    dropped = dropping(network)
-    if dropped is not None:
-        raise GraphError(
-            f"schedule=gated: {dropped} drops something at random and was traced as it is in "
-            "evaluation; set it to 0, or use schedule=fade"
-        )
     nodes = {name: node for node, name in graph.convolutions()}
     for number, name in enumerate(layers):
         conv, last = network.get_submodule(name), behind[name].last
@@ -114,12 +130,8 @@ def gated(
                 f"schedule=gated: {name} is no plain convolution; ignore=[{name}] or schedule=fade"
             )
         gates[name] = gate = Gate(conv.weight)
-        network.add_submodule(f"gate_{number}", gate)
+        put_behind(network, last, f"gate_{number}", gate)
         network.add_submodule(f"gated_{number}", GatedConv(conv, gate))
-        with network.graph.inserting_after(last):
-            closing = network.graph.call_module(f"gate_{number}", (last,))
-        last.replace_all_uses_with(closing)
-        closing.args = (last,)
         # Those with another padding are rare: what lies before them hears of masked filters, too.
         plain = type(conv) is nn.Conv2d and conv.padding_mode == "zeros"
         if plain and not isinstance(conv.padding, str):

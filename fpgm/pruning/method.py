@@ -68,6 +68,10 @@ class Task(Protocol):
         """Of an epoch."""
 
     @property
+    def schedule(self) -> Schedule:
+        """The method that owns the selection. Raises Error where no others go beside it."""
+
+    @property
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W). Raises Error where it is not known."""
 
@@ -126,8 +130,9 @@ class Method:
     def before_epoch(self, epoch: int) -> None:
         """Before an epoch's first step; epochs count from 0."""
 
-    def parameters(self) -> Iterable[nn.Parameter]:
-        """Trained beside the network's own."""
+    def parameters(self) -> Iterable[nn.Parameter | dict[str, Any]]:
+        """Trained beside the network's own; or groups of them with settings of their own, as
+        torch.optim takes them: {"params": [...], "weight_decay": 0.0}."""
         return ()
 
     def loss(self, inputs: Tensor, outputs: Tensor, labels: Tensor) -> Tensor | float:
@@ -186,6 +191,16 @@ class Schedule(Method):
     # Whether what is pruned loses its BatchNorm's scale and shift, too.
     silences: ClassVar[bool] = False
     latency: Mapping[str, Any] = {}  # what the clock said of the widths, where it chose them
+
+    @property
+    def holds(self) -> bool:
+        """Whether what has been selected by the first epoch is gone then, and does not learn."""
+        return False
+
+    @property
+    def rule(self) -> Rule:
+        """How it chooses: as the run says, where it has no way of its own."""
+        return self.task.goal.rule
 
     def full_rate(self) -> float:
         """The rate that the run comes to."""

@@ -27,7 +27,8 @@ class Watch:
             here = mask[trained.rows[name]] if name in trained.rows else mask
             if here.any():
                 self._watched.append(weight)
-                self._kept.append(torch.ones_like(weight).masked_fill_(here.view(-1, 1, 1, 1), 0))
+                shape = (-1, *[1] * (weight.dim() - 1))
+                self._kept.append(torch.ones_like(weight).masked_fill_(here.view(shape), 0))
                 self._seen.append(torch.zeros_like(weight))
 
     @property

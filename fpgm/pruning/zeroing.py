@@ -29,6 +29,7 @@ from fpgm.pruning.settling import Settle, Settling, Share
 from fpgm.pruning.watch import Watch
 from fpgm.selection.budget import LARGEST, rate_nearest, rate_under
 from fpgm.selection.ranking import group_scores
+from fpgm.selection.rule import Rule
 from fpgm.selection.select import all_tied, highest, score
 from fpgm.selection.zero import pruned, zero_
 from fpgm.shipping.widths import Found, counts
@@ -55,6 +56,7 @@ class Zeroing(Schedule):
     """
 
     cools_down: ClassVar[bool] = False  # whether the last epoch is always one of a fixed selection
+    asks_criterion: ClassVar[bool] = True  # whether the run's criterion scores filters (`scored`)
 
     def __init__(
         self,
@@ -81,11 +83,18 @@ class Zeroing(Schedule):
         self._groups = task.prunable.groups
         self._evidence: Evidence | None = None  # of the weights as they stand, once gathered
         self._worth: list[Worth] | None = None  # what a channel of each group costs
-        if task.goal.prunes and self._criterion.views:
+        if task.goal.prunes and self.asks_criterion and self._criterion.views:
             require(self._model, self._criterion.name, task.prunable.layers, task.image)
         self.use(self._everything())
 
     # What the schedules differ in.
+
+    def scored(self, rule: Rule, rate: float) -> Scores:
+        """What filters are chosen by at a rate: layer -> (N,), on the CPU; the lowest go first."""
+        if self._evidence is None:
+            self._evidence = self._gathered()
+        scores = score(self._model, rule, rate, self._groups, self._evidence)
+        return {name: values.cpu() for name, values in scores.items()}
 
     def share_before(self) -> float | None:
         """The share of the full rate at which to prune before the first epoch, None: not at all."""
@@ -124,6 +133,11 @@ class Zeroing(Schedule):
             "epoch": epoch,
             "at_rest": self.settling.came_to_rest if self.settling.auto else None,
         }
+
+    @property
+    def holds(self) -> bool:
+        still = self.masked(0) or self.task.epochs == 0
+        return self.at_once and self.share_before() is not None and still
 
     # The moments.
 
@@ -226,7 +240,7 @@ class Zeroing(Schedule):
 
     def expected(self) -> Keep:
         """What would be kept at the full rate by the weights as they stand. Changes nothing."""
-        return self._selected(self.full_rate(), self.task.goal.rule.align)[0]
+        return self._selected(self.full_rate(), self.rule.align)[0]
 
     def full_rate(self) -> float:
         """The rate that the run asks for: as given, or found on the compact network's MACs.
@@ -234,15 +248,17 @@ class Zeroing(Schedule):
         It is found once, for every selection of the run, but where the MACs depend on which
         filters go (the streams' widths, or one ranking over all layers) and these may change.
         """
-        goal = self.task.goal
-        moving = not self.masked(0) or not self.zero_at_start
-        depends = goal.residual == "independent" or goal.rule.one_ranking
-        if self.rate is None or (moving and depends):
+        depends = self.task.goal.residual == "independent" or self.rule.one_ranking
+        if self.rate is None or (self.looks_again() and depends):
             self.rate = self._found_rate()
         return self.rate
 
+    def looks_again(self) -> bool:
+        """Whether the rate is to be found anew, as other filters may be selected than last time."""
+        return not self.masked(0) or not self.zero_at_start
+
     def _found_rate(self) -> float:
-        goal = self.task.goal
+        goal = replace(self.task.goal, rule=self.rule)
         given = goal.rule.align == 1 or goal.rate == 0 or goal.rule.by_hand
         if goal.macs_target is None and (given or goal.latency is not None):
             return goal.rate
@@ -260,7 +276,7 @@ class Zeroing(Schedule):
     def _choose(self, share: float) -> Scores:
         """Select that share of what is to go in the end, on the current weights; nothing is zeroed
         yet. Returns all scores."""
-        keep, scores = self._selected(self.full_rate(), self.task.goal.rule.align, share)
+        keep, scores = self._selected(self.full_rate(), self.rule.align, share)
         self.use(keep)
         # Filters that were pruned already have none.
         finite = {name: values[values.isfinite()] for name, values in scores.items()}
@@ -270,35 +286,30 @@ class Zeroing(Schedule):
     def _selected(self, rate: float, align: int, share: float = 1.0) -> tuple[Keep, Scores]:
         """The filters to keep at a share of `rate` by the current weights, and the scores that say
         so."""
-        rule, groups = replace(self.task.goal.rule, align=align, share=share), self._groups
+        rule, groups = replace(self.rule, align=align, share=share), self._groups
         if self.task.goal.latency is not None:
             rule = replace(rule, widths=self._timed_widths(self.task.goal.latency))
         if not rule.prunes(rate):
             return self._everything(), {}
-        if self._evidence is None:
-            self._evidence = self._gathered()
         if rule.one_ranking:  # a search for the rate that meets macs_target goes beyond
             rate = min(rate, 1 - rule.floor)
-        scores = score(self._model, rule, rate, groups, self._evidence)
-        scores = {name: values.cpu() for name, values in scores.items()}
+        scores = self.scored(rule, rate)
         if rule.cost != "none" and self._worth is None:
             # On the CPU: the analysis looks at every small result.
             graph = trace(copy.deepcopy(self._model).cpu(), self.task.image)
             self._worth = worths(graph, groups, cost(graph.module, self.task.image_shape))
-        return highest(scores, rule, rate, groups, self._worth), scores
+        chosen = highest(scores, rule, rate, groups, self._worth)
+        return self._everything() | chosen, scores
 
     def _timed_widths(self, latency: Latency) -> dict[str, int]:
         """By layer, found when they are first asked for, by the first rank: others are no slower.
         Raises BudgetError, ShippingError."""
         if self.widths:
             return self.widths
-        if self._evidence is None:
-            self._evidence = self._gathered()
+        rule, scores = self.rule, self.scored(self.rule, 0.0)
         found: Found | None = None
         if self.task.ranks.first:
-            rule = self.task.goal.rule
-            scores = score(self._model, rule, 0.0, self._groups, self._evidence)
-            by_group = [group_scores(group, scores).cpu() for group in self._groups]
+            by_group = [group_scores(group, scores) for group in self._groups]
             found = find(
                 self._model, self._groups, by_group, latency, rule.align, rule.floor, self.task.warn
             )
@@ -320,7 +331,7 @@ class Zeroing(Schedule):
             names = [self._criterion.name]
             evidence = gather(
                 self._model, names, self.task.shown(), self.task.prunable.layers,
-                self.task.image,
+                self.task.image, **self.task.goal.rule.options,
             )  # fmt: skip
         shared: Evidence = from_first(evidence, self.task.ranks)
         return shared

@@ -91,7 +91,7 @@ def score(
     criterion = rule.scored_by
     layers = list(dict.fromkeys(name for group in groups for name, _ in group.members))
     if criterion.views and evidence is None:
-        evidence = _without_images(model, criterion, layers, image)
+        evidence = _without_images(model, rule, layers, image)
     if criterion.joint and evidence is not None:
         evidence = _together(evidence, criterion, groups)
     scores = {
@@ -268,16 +268,16 @@ def _together(evidence: Evidence, criterion: Criterion, groups: Sequence[Group])
 
 def _without_images(
     model: nn.Module,
-    criterion: Criterion,
+    rule: Rule,
     layers: Iterable[str],
     image: tuple[int, int, int] | None,
 ) -> Evidence:
     """What the network itself shows, without data. Raises Error."""
-    layers = list(layers)
+    layers, criterion = list(layers), rule.scored_by
     require(model, criterion.name, layers, image)
     if criterion.reads_images:
         raise Error(
             f"criterion={criterion.name}: looks at images, give "
             f"evidence=fpgm.evidence.gather(model, [{criterion.name!r}], batches)"
         )
-    return gather(model, [criterion.name], layers=layers, image=image)
+    return gather(model, [criterion.name], layers=layers, image=image, **rule.options)

@@ -107,7 +107,7 @@ def _gathered(subject: Subject, tied: Prunable, names: Sequence[str]) -> Evidenc
             require(subject.model, name, tied.layers)
     counts = [_batches(name) for name in names if named(name).reads_images]
     batches = subject.training(max(counts)) if counts else None
-    return gather(subject.model, names, batches, tied.layers)
+    return gather(subject.model, names, batches, tied.layers, subject.images.image_shape)
 
 
 def _batches(criterion: str) -> int:

@@ -156,7 +156,8 @@ def _chosen(settings: Settings, subject: Subject, notes: list[str]) -> list[str]
             why = "is an order of pruning and no score, " if name in CRITERIA else ""
             raise Error(f"--criteria {name}: {why}choose from {', '.join(scoring)}")
     wanted = settings.criteria or [name for name in scoring if "seed" not in CRITERIA[name].given]
-    without = [name for name in wanted if CRITERIA[name].reads_images and subject.images is None]
+    looking = [n for n in wanted if CRITERIA[n].reads_images or CRITERIA[n].needs_image]
+    without = looking if subject.images is None else []
     if without:
         notes.append(f"{', '.join(without)} (no images: {subject.no_images})")
     return [name for name in wanted if name not in without]
@@ -206,7 +207,10 @@ def _evidence(
     names = [layer.name for layer in layers]
     reading = [name for name in looking if CRITERIA[name].reads_images]
     still = [name for name in looking if name not in reading]
-    gathered: list[Evidence] = [gather(subject.model, still, layers=names)] if still else []
+    image = subject.images.image_shape if subject.images is not None else None
+    gathered: list[Evidence] = []
+    if still:
+        gathered.append(gather(subject.model, still, layers=names, image=image))
     if reading and subject.images is not None:
         images, model = subject.images, subject.model.to(subject.images.device)
         size = min(settings.batch_size, images.counts[0])
@@ -214,7 +218,9 @@ def _evidence(
         # Full ones only: unequal batches have unequal gradients.
         full = (batch for batch in epoch if len(batch[0]) == size)
         batches = list(itertools.islice(full, settings.batches))
-        gathered += [gather(model, reading, [batch], names) for batch in watched(batches, "images")]
+        gathered += [
+            gather(model, reading, [batch], names, image) for batch in watched(batches, "images")
+        ]
     return gathered
 
 

@@ -56,7 +56,7 @@ def finish(task: Task, run: Run) -> dict[str, Any]:
     problems += late
     dense, compacted = (cost(network, images.image_shape) for network in (model, small))
     c, kept = task.config, {name: len(filters) for name, filters in keep.items()}
-    ranked = task.goal.rule.one_ranking
+    ranked = task.schedule.rule.one_ranking
     floor = at_floor(task.prunable.groups, kept, c.align, c.floor) if ranked else []
     report = result.report(
         config=c.as_dict(),
@@ -99,8 +99,8 @@ def written(report: dict[str, Any], task: Task, run: Run) -> dict[str, Any]:
 
 def _paper_macs(task: Task, dense: Cost) -> float | None:
     """Reduction of MACs by the papers' closed form, in percent, None where it says nothing."""
-    c, rule = task.config, task.goal.rule
-    theirs = (c.residual, c.align, c.macs_target, c.scope) == ("independent", 1, None, "layer")
+    c, rule = task.config, task.schedule.rule
+    theirs = (c.residual, c.align, c.macs_target, rule.scope) == ("independent", 1, None, "layer")
     if not theirs or c.threshold is not None or c.latency_target is not None:
         return None
     if not task.schedule.keep:

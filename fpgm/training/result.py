@@ -179,9 +179,12 @@ def _warnings(
     # Without an epoch what pruning alone costs is what was asked.
     if before is None or before - zeroed <= COSTLY_ZEROING:
         return []
+    cost = f"the last zeroing cost {before - zeroed:.1f} points ({before:.2f} -> {zeroed:.2f} %)"
+    last = history[-1]
+    if not last["revived"]:
+        return [cost]
     return [
-        f"the last zeroing cost {before - zeroed:.1f} points ({before:.2f} -> {zeroed:.2f} %): "
-        f"{history[-1]['revived']} of {history[-1]['pruned']} pruned filters had grown back; "
+        f"{cost}: {last['revived']} of {last['pruned']} pruned filters had grown back; "
         "schedule=frozen holds them at zero, schedule.settle=0.6 does so for the last epochs"
     ]
 

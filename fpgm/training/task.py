@@ -233,8 +233,10 @@ def prepare(
     task.problem = problem
     task.methods = _methods(config, task)
     extra = [parameter for method in task.methods for parameter in method.parameters()]
-    if extra:
-        full.optimizer.add_param_group({"params": extra})
+    plain = [parameter for parameter in extra if not isinstance(parameter, dict)]
+    for group in [{"params": plain}, *(group for group in extra if isinstance(group, dict))]:
+        if group["params"]:
+            full.optimizer.add_param_group(group)
     if state is not None:
         task.resume(state)
     else:

@@ -47,7 +47,7 @@ def epochs_done(directory: Path) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("schedule", ["gated", "fade"])
+@pytest.mark.parametrize("schedule", ["gated", "fade", "iterative"])
 def test_two_processes_learn_from_a_teacher_and_lose_nothing_at_the_end(
     tmp_path: Path, schedule: str
 ) -> None:

@@ -34,11 +34,15 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return list(a) == list(b) and all(torch.equal(a[name], b[name]) for name in a)
 
 
+SHAPES = {"contributions": (10, 10), "preferred": (10, 12)}
 EVIDENCE = {
     layer: {
-        parameter: torch.rand(10, generator=torch.Generator().manual_seed(7))
+        parameter: torch.rand(
+            (10, 3) if getattr(view, "each", False) else SHAPES.get(parameter, (10,)),
+            generator=torch.Generator().manual_seed(7),
+        )
         for criterion in CRITERIA.values()
-        for parameter in criterion.views
+        for parameter, view in criterion.views.items()
     }
     for layer in ("first", "second")
 }

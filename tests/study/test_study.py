@@ -276,7 +276,7 @@ def test_run_is_studied_with_all_criteria_into_files_that_agree(
     found = json.loads((out / "study.json").read_text())
     assert found["schema"] == 1
     assert set(found["settings"]["criteria"]) == {
-        "l1", "l2", "lp", "gm", "fermat", "taylor", "apoz", "hrank", "whc"
+        "l1", "l2", "lp", "gm", "fermat", "taylor", "apoz", "hrank", "whc", "cpmc"
     }  # fmt: skip
     assert any("bn_gamma (all filters of a layer have one score)" in n for n in found["notes"])
     assert sum(row["zero"] for row in found["layers"]) == 264

@@ -6,7 +6,14 @@ over the images. A new kind of view is one file here, and nothing else knows of 
 """
 
 from fpgm.criteria.views.batchnorm import Gate, Scale
+from fpgm.criteria.views.contributions import Contributions
 from fpgm.criteria.views.feature_maps import Maps
+from fpgm.criteria.views.gradients import MapGradients, WeightGradients
+from fpgm.criteria.views.preferred import Preferred
+from fpgm.criteria.views.readers import Readers, Worth
 from fpgm.criteria.views.view import Collector, View
 
-__all__ = ["Collector", "Gate", "Maps", "Scale", "View"]
+__all__ = [
+    "Collector", "Contributions", "Gate", "MapGradients", "Maps", "Preferred", "Readers", "Scale",
+    "View", "WeightGradients", "Worth",
+]  # fmt: skip

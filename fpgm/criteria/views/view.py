@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, fx
@@ -14,12 +14,17 @@ from fpgm.graph.tracer import Image
 
 
 class Collector:
-    """Gathers what one view shows, batch by batch. It keeps sums, never a batch.
+    """Gathers what one view shows, batch by batch. It keeps sums, and a batch until
+    that is done.
 
-    watched: the operations whose results it wants to see.
+    watched: the operations whose results it wants to see; entered: those whose inputs.
     """
 
     watched: frozenset[fx.Node] = frozenset()
+    entered: frozenset[fx.Node] = frozenset()
+
+    def enter(self, node: fx.Node, value: Tensor) -> None:
+        """What an operation that is `entered` is given first, in each batch and as it is then."""
 
     def see(self, node: fx.Node, value: Tensor) -> None:
         """What a watched operation gives, in each batch and before anything overwrites it."""
@@ -40,11 +45,12 @@ class Collector:
 class View(ABC):
     """part: what must stand behind a convolution, in words, None where any will do; reads_images:
     whether batches are run through the network; differentiates: whether their loss's gradient is
-    wanted."""
+    wanted; needs_image: whether the images' size must be known."""
 
     part: ClassVar[str | None] = None
     reads_images: ClassVar[bool] = False
     differentiates: ClassVar[bool] = False
+    needs_image: ClassVar[bool] = False
 
     def scored(self, graph: ChannelGraph) -> set[str]:
         """The convolutions that have what is looked at."""
@@ -57,6 +63,10 @@ class View(ABC):
     def joined(self, batches: Sequence[Tensor]) -> Tensor:
         """What is seen of several batches of one size, from what is of each, to a scale."""
         return torch.stack(list(batches)).mean(0)
+
+    def given(self, options: Mapping[str, Any]) -> View:
+        """The same as the options of its criterion want it."""
+        return self
 
     @abstractmethod
     def collector(

@@ -64,8 +64,8 @@ class Asymptotic(Zeroing):
         """Raises Error."""
         if settle == "auto":
             raise Error(
-                "schedule.settle=auto: with schedule=asymptotic the rate grows to the end, and the "
-                "selection with it; schedule.settle=0.6, or schedule=soft"
+                f"schedule.settle=auto: with schedule={self.name} the rate grows to the end, and "
+                "the selection with it; schedule.settle=0.6, or schedule=soft"
             )
         super().__init__(
             task, interval=interval, zero_at_start=False, reset_momentum=reset_momentum,
