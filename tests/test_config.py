@@ -40,7 +40,7 @@ def test_every_file_in_configs_makes_a_valid_run(word: str) -> None:
     timm, own = ["arch.name=resnet18"], ["arch.build=own_networks:tiny"]
     extra = {"arch=timm": timm, "arch=own": own,
              "dataset=image_folder": root, "dataset=imagenet": root,
-             "method=reconstruction": ["pretrained=x"],
+             "method=reconstruction": ["pretrained=x"], "method=inq": ["pretrained=x"],
              **{f"schedule={name}": ["pretrained=x"] for name in TRAINED}}  # fmt: skip
     config = asked(compose(word, *extra.get(word, [])))
     group, option = word.split("=")
