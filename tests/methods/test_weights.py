@@ -13,15 +13,15 @@ from tasks import Noise, few, steps, whole
 from torch import nn
 
 import fpgm
-from fpgm.methods.beside.weights import Weights, grown, largest, sizes
-from fpgm.methods.schedules.papers import Frozen
+from fpgm.methods.beside.weights import Weights, grown, largest, layers, sizes
+from fpgm.methods.schedules.papers import Frozen, Soft
 
 __all__ = ["few"]  # a fixture
 # Few values: ties.
-layers = st.lists(st.lists(st.integers(-4, 4), min_size=1, max_size=12), min_size=1, max_size=4)
+VALUES = st.lists(st.lists(st.integers(-4, 4), min_size=1, max_size=12), min_size=1, max_size=4)
 
 
-@given(layers, st.floats(0, 0.99), st.sampled_from(["layer", "global"]))
+@given(VALUES, st.floats(0, 0.99), st.sampled_from(["layer", "global"]))
 def test_the_least_weights_go_and_exactly_so_many(
     values: list[list[int]], rate: float, scope: str
 ) -> None:
@@ -99,3 +99,23 @@ def test_weights_go_beside_filters(tmp_path: Path) -> None:
     zero, total = (report["methods"]["weights"][key] for key in ("zero", "weights"))
     assert 0.3 < zero / total < 0.9  # of what is left: filters of zeros count at full width
     assert report["equivalence"]["agreement"] == 1
+
+
+def test_filters_of_a_soft_schedule_still_grow_back() -> None:
+    revived = []
+    for beside in (False, True):
+        task = Noise(rate=0.4, epochs=3)
+        methods = [Weights(task, rate=0.5, growth=0.0)] if beside else []
+        rows = steps(task, Soft(task, zero_at_start=False), *methods)
+        revived.append([row["revived"] for row in rows])
+    assert revived[1][1] > 0.8 * revived[0][1] > 0
+
+
+def test_zeros_have_no_sign_and_a_layer_that_is_lost_is_named() -> None:
+    task = Noise(rate=0.0, epochs=2)
+    with torch.no_grad():
+        task.full.network.conv1.weight.mul_(1e-6)
+    steps(task, Frozen(task), Weights(task, rate=0.5, scope="global", growth=0.0))
+    for weight in layers(task.full.network).values():
+        assert not weight[weight == 0].signbit().any()
+    assert any("nothing of conv1 is left" in line for line in task.warnings)

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from fpgm.methods.beside.weights import Scope, largest, layers, sizes
+from fpgm.methods.beside.weights import Scope, largest, layers, sizes, zeroed
 from fpgm.pruning.admm import Split, on
 from fpgm.pruning.method import Method, Task
 from fpgm.pruning.momentum import remembered
@@ -73,7 +73,7 @@ class ADMMWeights(Method):
         self._taken += 1
         if self._split is None:
             for name, weight in self._weights().items():
-                weight.mul_(self._kept[name])
+                zeroed(weight, self._kept[name])
         elif self._taken % max(1, round(self._interval * self.task.steps)) == 0:
             weights = self._weights()
             self._distances.append(self._split.distance(weights))
@@ -125,6 +125,8 @@ class ADMMWeights(Method):
         weights = self._weights()
         self._kept = largest(weights, self._rate, self._scope)
         for name, weight in weights.items():
-            weight.mul_(self._kept[name])
+            # Filters that a schedule has zeroed are its own to hold, or to let grow back.
+            self._kept[name][~weight.flatten(1).any(1)] = 1
+            zeroed(weight, self._kept[name])
             for value in remembered(self.task.full.optimizer, weight):
                 value.mul_(self._kept[name])

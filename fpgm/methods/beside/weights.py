@@ -60,7 +60,7 @@ class Weights(Method):
     @torch.no_grad()
     def after_step(self) -> None:
         for parameter, kept in self._held:  # momentum of before goes on, and decay
-            parameter.mul_(kept)
+            zeroed(parameter, kept)
 
     def after_epoch(self, epoch: int) -> dict[str, Any]:
         if epoch + 1 == self.task.epochs:
@@ -93,8 +93,13 @@ class Weights(Method):
         weights = layers(self.task.full.network)
         self._kept = largest(weights, self.share(done), self._scope)
         for name, kept in self._kept.items():
-            weights[name].mul_(kept)
-            for value in remembered(self.task.full.optimizer, weights[name]):
+            weight = weights[name]
+            # Filters that a schedule has zeroed are its own to hold, or to let grow back.
+            kept[~weight.flatten(1).any(1)] = 1
+            if self.task.ranks.first and not (weight * kept).any() and weight.any():
+                self.task.warn(f"method.{self.name}.rate={self._rate:g}: nothing of {name} is left")
+            zeroed(weight, kept)
+            for value in remembered(self.task.full.optimizer, weight):
                 value.mul_(kept)
 
 
@@ -127,6 +132,11 @@ def largest(weights: Mapping[str, Tensor], rate: float, scope: str) -> dict[str,
         name: part.view_as(weight)
         for (name, weight), part in zip(weights.items(), parts, strict=True)
     }
+
+
+def zeroed(weight: Tensor, kept: Tensor) -> None:
+    """In place. Plain zeros: those of negative weights are others, and do not compress."""
+    weight.masked_fill_(kept == 0, 0)
 
 
 def _kept(values: Tensor, rate: float) -> Tensor:
