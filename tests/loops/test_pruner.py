@@ -312,7 +312,7 @@ def test_a_name_means_what_it_means_on_the_command_line(group: str) -> None:
         ({"criterion": {"p": 2}}, "criterion=.*: a name, or a mapping with one"),
         ({"criterion": {"name": "gm", "distance": "l3"}}, "criterion.distance=l3: choose one of"),
         ({"schedule": {"name": "soft", "setle": 1}}, r"schedule.setle: no such key, did you mean"),
-        ({"schedule": "melting"}, "schedule=melting: choose one of asymptotic, fade, frozen"),
+        ({"schedule": "melting"}, "schedule=melting: choose one of admm, asymptotic, fade, frozen"),
         ({"schedule": "slimming"}, "schedule=slimming: goes with method="),
         ({"schedule": "hard"}, r"schedule=hard: prunes a trained network.*pretrained=True"),
         ({"schedule": "fade", "pretrained": True}, r"steps=None: .* steps=len\(loader\)"),
