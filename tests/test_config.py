@@ -41,6 +41,7 @@ def test_every_file_in_configs_makes_a_valid_run(word: str) -> None:
     extra = {"arch=timm": timm, "arch=own": own,
              "dataset=image_folder": root, "dataset=imagenet": root,
              "method=reconstruction": ["pretrained=x"], "method=inq": ["pretrained=x"],
+             "method=ttq": ["rate=0"], "method=shared_kernels": ["rate=0", "pretrained=x"],
              **{f"schedule={name}": ["pretrained=x"] for name in TRAINED}}  # fmt: skip
     config = asked(compose(word, *extra.get(word, [])))
     group, option = word.split("=")
@@ -48,11 +49,11 @@ def test_every_file_in_configs_makes_a_valid_run(word: str) -> None:
     value = value[option] if group == "method" else value
     if group != "optimizer" and option != "printed":
         name = value["source"] if isinstance(value, dict) else getattr(value, "name", value)
-        assert name == option
+        assert name == {"compact": "own"}.get(option, option)
 
 
 def test_every_network_and_criterion_is_offered_on_the_command_line() -> None:
-    assert options("arch") == sorted([*MODELS, "own", "timm"])
+    assert options("arch") == sorted([*MODELS, "compact", "own", "timm"])
     assert options("criterion") == sorted(CRITERIA)
 
 
