@@ -35,18 +35,6 @@ def spearman(scores: Array) -> Array:
         return np.atleast_2d(np.corrcoef(stats.rankdata(scores, axis=1)))
 
 
-def kendall(scores: Array) -> Array:
-    """Kendall's tau-b, which allows for ties, of every pair of criteria. (K, N) -> (K, K)."""
-    count = len(scores)
-    taus = np.where(np.ptp(scores, axis=1) > 0, 1.0, np.nan) * np.eye(count)
-    for a in range(count):
-        for b in range(a):
-            # The p-value is not used, and the exact one takes time.
-            tau = stats.kendalltau(scores[a], scores[b], method="asymptotic").statistic
-            taus[a, b] = taus[b, a] = tau
-    return taus
-
-
 def tie_order(names: Sequence[str], layer: str, size: tuple[int, ...], seed: int) -> Array:
     """Uniform numbers that order filters of one score, each criterion's its own. (..., K, N).
 
@@ -103,11 +91,10 @@ def fisher(rho: Array, n: int) -> Array:
 def by_chance(n: int, rates: tuple[float, ...]) -> dict[str, Array]:
     """What two criteria that have nothing to do with each other give: mean, 2.5 % and 97.5 %.
 
-    Over random permutations of n filters, Spearman's rho has variance 1 / (n - 1), Kendall's tau
-    (without ties) 2 (2n + 5) / (9n (n - 1)) (Kendall 1948, ch. 4-5), both about 0 and nearly
-    normal; the number of filters in both pruned sets is hypergeometric, exactly.
-    Returns spearman (3,), kendall (3,), overlap (R, 3), and mean and deviation of Fisher's
-    transformation of rho, fisher (2,), for `z`.
+    Over random permutations of n filters, Spearman's rho has variance 1 / (n - 1) (Kendall 1948,
+    ch. 4-5), about 0 and nearly normal; the number of filters in both pruned sets is
+    hypergeometric, exactly. Returns spearman (3,), overlap (R, 3), and mean and deviation of
+    Fisher's transformation of rho, fisher (2,), for `z`.
     """
     overlaps = np.full((len(rates), 3), np.nan)
     for row, rate in zip(overlaps, rates, strict=True):
@@ -117,9 +104,9 @@ def by_chance(n: int, rates: tuple[float, ...]) -> dict[str, Array]:
             shared = np.arange(k + 1)
             mean = (both.pmf(shared) * shared / (2 * k - shared)).sum()
             row[:] = mean, *(q / (2 * k - q) for q in both.ppf([0.025, 0.975]))
+    end = min(stats.norm.ppf(0.975) / np.sqrt(n - 1), 1.0)
     return {
-        "spearman": _about_zero(np.sqrt(1 / (n - 1))),
-        "kendall": _about_zero(np.sqrt(2 * (2 * n + 5) / (9 * n * (n - 1)))),
+        "spearman": np.array([0.0, -end, end]),
         "overlap": overlaps,
         "fisher": np.array([0.0, _fisher_deviation(n)]),
     }
@@ -140,27 +127,18 @@ def _fisher_deviation(n: int) -> float:
     return float(np.sqrt(np.square(fisher(rho, n)).mean()))  # about 0, where the mean is exactly
 
 
-def _about_zero(std: float) -> Array:
-    end = min(stats.norm.ppf(0.975) * std, 1.0)
-    return np.array([0.0, -end, end])
-
-
 # One criterion by itself.
 
 
 def spread(scores: Array) -> dict[str, Array]:
     """How far scores (..., N) lie from each other. Each figure is (...).
 
-    std divides by N; cv: std / |mean| (scipy.stats.variation); range_over_mean: (max - min) /
-    |mean|; tie_rate: share of the filters whose score another has as well.
+    cv: std / |mean| (scipy.stats.variation); tie_rate: share of the filters whose score another
+    has as well.
     """
-    mean, std = scores.mean(-1), scores.std(-1)
-    size = np.where(mean == 0, np.nan, np.abs(mean))
+    mean = np.abs(scores.mean(-1))
     return {
-        "mean": mean,
-        "std": std,
-        "cv": std / size,
-        "range_over_mean": np.ptp(scores, axis=-1) / size,
+        "cv": scores.std(-1) / np.where(mean == 0, np.nan, mean),
         "tie_rate": tie_rate(torch.from_numpy(scores)).numpy(),
     }
 
@@ -267,20 +245,18 @@ def follows_scale(name: str) -> bool:
 def figures(draws: Array, rates: Sequence[float]) -> dict[str, Array]:
     """Mean and 95 % interval of every figure of this module over the draws (D, K, N).
 
-    Returns spearman (3, K, K), kendall (3, K, K), overlap (3, R, K, K), mean and deviation of
-    Fisher's transformation of Spearman's rho, fisher (2, K, K), cv and range_over_mean (3, K).
+    Returns spearman (3, K, K), overlap (3, R, K, K), mean and deviation of Fisher's transformation
+    of Spearman's rho, fisher (2, K, K), and cv (3, K).
     """
     generator = np.random.default_rng(draws.shape)  # for ties, which few draws have
     rho = np.stack([spearman(scores) for scores in draws])
     transformed = fisher(rho, draws.shape[-1])
     overlaps = [overlap(scores, rates, generator.random(scores.shape)) for scores in draws]
-    spreads = spread(draws)
     return {
         "spearman": spread_of(rho),
         "fisher": np.stack((transformed.mean(0), transformed.std(0, ddof=1))),
-        "kendall": spread_of(np.stack([kendall(scores) for scores in draws])),
         "overlap": spread_of(np.stack(overlaps)),
-        **{key: spread_of(spreads[key]) for key in ("cv", "range_over_mean")},
+        "cv": spread_of(spread(draws)["cv"]),
     }
 
 
