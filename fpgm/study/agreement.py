@@ -170,35 +170,29 @@ def stability(scores: Array, again: Array, rates: Sequence[float], ties: Array) 
     return held
 
 
-def comparable(scores: Array, how: str) -> Array:
-    """Every ranking of (..., N) normalised as fpgm.select(scope="global") does, by itself."""
-    rows = torch.from_numpy(scores).reshape(-1, scores.shape[-1])
-    done: Array = torch.stack([normalised(row, how) for row in rows]).numpy()
-    return done.reshape(scores.shape)
-
-
 def in_one_ranking(layers: Sequence[Array], how: str) -> Array:
-    """Scores of all layers made comparable, side by side. L of (..., N_l) -> (..., sum of N_l).
+    """Scores of all layers made comparable as fpgm.select(scope="global") does, side by side.
+    L of (..., N_l) -> (..., sum of N_l).
 
-    By rank, filters of a layer with one score share their mean rank: `comparable` gives them ranks
-    by place, and so by norm.
+    By rank, filters of a layer with one score share their mean rank: select gives them ranks by
+    place, which are here by norm.
     """
     if how == "rank":
-        parts = [stats.rankdata(scores, axis=-1) / scores.shape[-1] for scores in layers]
-    else:
-        parts = [comparable(scores, how) for scores in layers]
-    return np.concatenate(parts, axis=-1)
+        return np.concatenate([stats.rankdata(s, axis=-1) / s.shape[-1] for s in layers], axis=-1)
+    parts = []
+    for scores in layers:
+        rows = torch.from_numpy(scores).reshape(-1, scores.shape[-1])
+        parts.append(torch.stack([normalised(row, how) for row in rows]).reshape(scores.shape))
+    side_by_side: Array = torch.cat(parts, -1).numpy()
+    return side_by_side
 
 
-def shares(layers: Sequence[Array], rates: Sequence[float]) -> Array:
-    """Share of each layer that one ranking over all of them prunes. L of (K, N_l) -> (R, K, L).
-
-    Ties go by place, earlier layers first, as in fpgm.select.
-    """
-    scores = np.concatenate(layers, axis=-1)
+def shares(scores: Array, filters: Sequence[int], rates: Sequence[float]) -> Array:
+    """Share of each layer that one ranking over all prunes. (K, sum of N_l), L counts ->
+    (R, K, L). Ties go by place, earlier layers first, as in fpgm.select."""
     masks = pruned(scores, rates, np.arange(scores.shape[-1], dtype=np.float64))
-    ends = np.cumsum([layer.shape[-1] for layer in layers])
-    return np.stack([part.mean(-1) for part in np.split(masks, ends[:-1], axis=-1)], axis=-1)
+    parts = np.split(masks, np.cumsum(filters)[:-1], axis=-1)
+    return np.stack([part.mean(-1) for part in parts], axis=-1)
 
 
 def spread_of(draws: Array) -> Array:

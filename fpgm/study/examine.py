@@ -12,7 +12,6 @@ from fpgm.study import summary, tables
 from fpgm.study.agreement import (
     Array,
     Shape,
-    comparable,
     count_draws,
     draw,
     figures,
@@ -22,11 +21,11 @@ from fpgm.study.agreement import (
     whole_network,
 )  # fmt: skip
 from fpgm.study.scores import Layer, perturbed, scored_layers, watched, weight_only
-from fpgm.study.settings import NORMALISE, Settings
+from fpgm.study.settings import Settings
 from fpgm.study.subject import Subject
-from fpgm.study.weights import battery, density, diagnose, verdict
+from fpgm.study.weights import assumption, diagnose, untestable
 
-SCHEMA = 1
+SCHEMA = 2
 Result = dict[str, Any]
 
 
@@ -34,19 +33,10 @@ def examine(subject: Subject, settings: Settings) -> Result:
     """All numbers of a study, ready for JSON. Raises Error."""
     notes: list[str] = []
     layers, criteria, left = scored_layers(subject, settings, notes)
-    shapes = Counter(layer.shape for layer in layers)
-    nulls = {  # draws for every shape there is
-        shape: draw(
-            shape, weight_only(criteria), count_draws(shape, max(settings.draws, shapes[shape])),
-            settings.seed,
-        )
-        for shape in watched(list(shapes), "Gaussian null")
-    }  # fmt: skip
     result: Result = {
         "schema": SCHEMA,
         "network": subject.source,
         "settings": asdict(settings) | {"criteria": list(criteria)},
-        "notes": notes,
         "layers": [
             {
                 "layer": layer.name, "depth": depth, "shape": "x".join(map(str, layer.shape)),
@@ -57,23 +47,35 @@ def examine(subject: Subject, settings: Settings) -> Result:
         ],
         "left_out": [{"layer": name, "reason": reason} for name, reason in left.items()],
         **{name: [] for name in ("similarity", "overlap", "applicability", "cuts", "collapse")},
-        **_shapes(layers, settings),
+        "ranks": [
+            row for layer in layers
+            for row in tables.ranks(layer.name, layer.order.tolist(), layer.scores)
+        ],
+        **_weights(layers, settings, notes),
+        "notes": notes,
     }  # fmt: skip
-    if "layer" in settings.scopes:
-        of_shape = {
-            shape: figures(nulls[shape], settings.rates)
-            for shape in watched(list(nulls), "statistics of the null")
-        }
-        for layer in watched(layers, "statistics"):
-            names = [name for name in criteria if name in layer.scores]
-            gaussian = weight_only(criteria), of_shape[layer.shape], len(nulls[layer.shape])
-            scores, again = layer.matrix(names), layer.matrices(names)
-            _rank(result, layer.name, names, scores, again, gaussian, settings)
-    if "global" in settings.scopes:
-        _over_network(result, layers, criteria, nulls, settings)
+    nulls = _nulls(layers, weight_only(criteria), settings)
+    of_shape = {shape: figures(drawn, settings.rates) for shape, drawn in nulls.items()}
+    for layer in watched(layers, "statistics"):
+        names = [name for name in criteria if name in layer.scores]
+        gaussian = weight_only(criteria), of_shape[layer.shape], len(nulls[layer.shape])
+        scores, again = layer.matrix(names), layer.matrices(names)
+        _rank(result, layer.name, names, scores, again, gaussian, settings)
+    _over_network(result, layers, criteria, nulls, settings)
     result.update(pairs=tables.pairs(result), criteria=tables.criteria(result))
     result["summary"] = summary.lines(result)
     return result
+
+
+def _nulls(layers: list[Layer], names: list[str], settings: Settings) -> dict[Shape, Array]:
+    """Scores of Gaussian filters of every shape there is, enough for its layers to differ."""
+    shapes = Counter(layer.shape for layer in layers)
+    return {
+        shape: draw(
+            shape, names, count_draws(shape, max(settings.draws, shapes[shape])), settings.seed
+        )
+        for shape in watched(list(shapes), "Gaussian null")
+    }
 
 
 def _over_network(
@@ -89,17 +91,11 @@ def _over_network(
         result["notes"].append(f"{name} over the network (some layers lack it)")
     if not names:
         return
-    matrices, rates, how = (
-        [layer.matrix(names) for layer in layers],
-        settings.rates,
-        settings.normalise,
-    )
+    rates, how = settings.rates, settings.normalise
+    scores = in_one_ranking([layer.matrix(names) for layer in layers], how)
     filters = {layer.name: layer.shape[0] for layer in layers}
-    for each in NORMALISE:
-        pruned = shares([comparable(matrix, each) for matrix in matrices], rates)
-        result["collapse"] += tables.collapse(
-            names, each, filters, pruned, rates, settings.collapse
-        )
+    lost = shares(scores, list(filters.values()), rates)
+    result["collapse"] += tables.collapse(names, filters, lost, rates)
     plain = weight_only(names)
     deviations = [float(layer.weight.std()) for layer in layers]
     shapes = [layer.shape for layer in layers]
@@ -110,7 +106,6 @@ def _over_network(
             for _ in range(settings.draws)
         ]
     )
-    scores = in_one_ranking(matrices, how)
     again = in_one_ranking([layer.matrices(names) for layer in layers], how)
     gaussian = plain, figures(networks, rates), len(networks)
     _rank(result, "", names, scores, again, gaussian, settings)
@@ -138,17 +133,19 @@ def _rank(
     result["cuts"] += tables.cuts(ranking)
 
 
-def _shapes(layers: list[Layer], settings: Settings) -> Result:
-    """Weight distribution and FPGM's diagnosis."""
-    tests, diagnoses, every = [], [], []
-    for layer in watched(layers, "distributions"):
+def _weights(layers: list[Layer], settings: Settings, notes: list[str]) -> Result:
+    """The assumption on the weights, and FPGM's diagnosis of their norms."""
+    tested, diagnoses = [], []
+    for layer in watched(layers, "the assumption"):
         weight = layer.weight.double().numpy()
+        why = untestable(weight)
+        if why is None:
+            found = assumption(weight, settings.alpha, settings.seed)
+            tested.append({"layer": layer.name, **found})
+        else:
+            notes.append(f"the assumption in {layer.name} ({why})")
         norms = np.linalg.norm(weight.reshape(len(weight), -1), axis=1)
-        tested = battery(weight, settings.seed)
-        said = verdict(tested, settings.alpha, settings.max_skew, settings.max_kurtosis)
-        tests.append({"layer": layer.name, **tested, "verdict": said})
         diagnosis = diagnose(norms, weight[0].size, settings.min_cv, settings.max_minimum)
         counts = {"layer": layer.name, "live": len(norms), "zero": layer.filters - len(norms)}
         diagnoses.append(counts | diagnosis)
-        every.append({"layer": layer.name, "norms": norms.tolist(), "linear": density(norms)})
-    return {"distribution": tests, "diagnosis": diagnoses, "norms": every}
+    return {"assumption": tested, "diagnosis": diagnoses}

@@ -6,7 +6,20 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from fpgm.study.tables import CHANCE, GAUSSIAN, Row, Study, grouped, mean
+from fpgm.study.tables import (
+    BESIDE,
+    CHANCE,
+    COLLAPSED,
+    EFFECTS,
+    GAUSSIAN,
+    Row,
+    Study,
+    grouped,
+    mean,
+    median,
+    shared_pairs,
+)  # fmt: skip
+from fpgm.study.weights import PARTS
 
 RELATIONS = {
     "above": "more alike than their null",
@@ -27,14 +40,14 @@ def lines(study: Study) -> list[str]:
     return [
         f"Network: {study['network']}; {len(layers)} layers, {filters:,} filters"
         + (f", and {zero:,} that are all zero and counted apart." if zero else "."),
-        "Left out: " + ("; ".join([*reasons, *study["notes"]]) or "nothing") + ".",
+        _overlap(study),
         *_similarity(study["pairs"]),
         _over_network(study["pairs"]),
-        _overlap(study),
         _applicability(study["criteria"]),
         _collapse(study),
-        _distribution(study["distribution"]),
+        _assumption(study["assumption"], study["settings"]["alpha"]),
         _diagnosis(study["diagnosis"]),
+        "Left out: " + ("; ".join([*reasons, *study["notes"]]) or "nothing") + ".",
     ]
 
 
@@ -73,7 +86,7 @@ def _pairs(rows: Sequence[Row]) -> str:
 def _over_network(rows: Sequence[Row]) -> str:
     both = [r for r in rows if r["global"] is not None and r["spearman"] is not None]
     if not both:
-        return "Over the network: not asked for beside the layers."
+        return "Over the network: no pair compared."
     text = ", ".join(
         f"{r['a']}-{r['b']} {r['global']:.2f} (layers {r['spearman']:.2f}, null "
         f"{r['global_null']:.2f})"
@@ -88,20 +101,26 @@ def _over_network(rows: Sequence[Row]) -> str:
 
 
 def _overlap(study: Study) -> str:
-    settings = study["settings"]
-    rate = min(settings["rates"], key=lambda r: abs(r - 0.4))
-    scope = "layer" if "layer" in settings["scopes"] else "global"
-    rows = [r for r in study["overlap"] if r["rate"] == rate and r["scope"] == scope]
-    texts = {}
-    for (a, b), of_pair in grouped(rows, "a", "b").items():
-        value = mean(r["jaccard"] for r in of_pair)
-        if value is not None:
-            null = mean(r["jaccard_null"] for r in of_pair)
-            texts[f"{a}-{b} {value:.2f} (null {null:.2f})"] = value
-    if not texts:
-        return f"Pruned sets at {100 * rate:g} %: no pair compared."
-    ends = " and ".join(end(texts, key=texts.__getitem__) for end in (min, max))
-    return f"Pruned sets at {100 * rate:g} % overlap (Jaccard) between {ends}."
+    """The answer: how much of what is pruned depends on the criterion."""
+    rate = min(study["settings"]["rates"], key=lambda r: abs(r - 0.4))
+    rows = [r for r in study["overlap"] if r["rate"] == rate and r["scope"] == "layer"]
+    parts = []
+    for kind, words in ((GAUSSIAN, "of the weights alone"), (CHANCE, "one that sees more")):
+        of = [row for row in rows if row["null"] == kind and row["jaccard"] is not None]
+        pairs = grouped(of, "a", "b")
+        by = {"-".join(pair): mean(r["jaccard"] for r in each) or 0 for pair, each in pairs.items()}
+        if by:
+            least, most = min(by, key=by.__getitem__), max(by, key=by.__getitem__)
+            parts.append(
+                f"{words} {mean(by.values()):.2f} (null {mean(r['jaccard_null'] for r in of):.2f}; "
+                f"{least} {by[least]:.2f} to {most} {by[most]:.2f})"
+            )
+    if not parts:
+        return f"In short: no pair of criteria compared at {100 * rate:g} %."
+    return (
+        f"In short: the sets that two criteria prune at {100 * rate:g} % overlap (Jaccard, 1 where "
+        f"they are the same) by, {', '.join(parts)}."
+    )
 
 
 def _applicability(rows: Sequence[Row]) -> str:
@@ -118,8 +137,7 @@ def _applicability(rows: Sequence[Row]) -> str:
 
 
 def _collapse(study: Study) -> str:
-    how = study["settings"]["normalise"]
-    rows = [r for r in study["collapse"] if r["normalise"] == how]
+    how, rows = study["settings"]["normalise"], study["collapse"]
     if not rows:
         return "Layer collapse: no ranking over the network."
     alike: dict[tuple[Any, ...], list[str]] = {}
@@ -132,20 +150,27 @@ def _collapse(study: Study) -> str:
         f"{', '.join(names)}: " + (f"from {100 * rate:g} % on {_some(layers)}" if rate else "none")
         for (rate, layers), names in alike.items()
     ]
-    limit = 100 * study["settings"]["collapse"]
-    return f"Layers that lose {limit:g} % in one ranking (normalise={how}): {'; '.join(text)}."
+    limit = f"{100 * COLLAPSED:g} %"
+    return f"Layers that lose {limit} in one ranking (normalise={how}): {'; '.join(text)}."
 
 
-def _distribution(rows: Sequence[Row]) -> str:
-    odd = [row for row in rows if row["verdict"] == "not gaussian"]
-    text = f"Weights look Gaussian in {len(rows) - len(odd)} of {len(rows)} layers"
-    if odd:
-        worst = max(odd, key=lambda row: abs(row["excess_kurtosis"]))
-        text += (
-            f"; not in {_some([row['layer'] for row in odd])} (furthest {worst['layer']}, excess "
-            f"kurtosis {worst['excess_kurtosis']:.1f}, skew {worst['skew']:.1f})"
-        )
-    return text + "."
+def _assumption(rows: Sequence[Row], alpha: float) -> str:
+    """How many layers fail each part of the assumption, and the effects beside the null."""
+    if not rows:
+        return "The assumption of Gaussian filters: no layer can be tested."
+    failed = Counter(part for row in rows for part in row["failed"].split(", "))
+    counts = ", ".join(f"{part} in {failed[part]}" for part in PARTS)
+    middle = {key: median(row[key] for row in rows) for key in EFFECTS}
+    effects = [
+        f"{words} {middle[key]:.2g} ({middle[null]:.2g})"
+        for words, (key, null) in BESIDE.items()
+        if middle[key] is not None
+    ]
+    return (
+        f"The assumption of Gaussian filters fails, of {len(rows)} layers, by {counts} ("
+        f"{alpha * len(rows):.2g} of each by chance). Medians (and of Gaussian filters): excess "
+        f"kurtosis {middle['excess_kurtosis']:.2g} (0), {', '.join(effects)}."
+    )
 
 
 def _diagnosis(rows: Sequence[Row]) -> str:
@@ -155,6 +180,28 @@ def _diagnosis(rows: Sequence[Row]) -> str:
     return f"FPGM's diagnosis: a norm criterion suits {suits} of {len(rows)} layers" + (
         f"{others if counts else ''}."
     )
+
+
+def several(rows: Sequence[Row], studies: Sequence[Study]) -> list[str]:
+    """A line for each of several networks, from its row (fpgm.study.tables.networks)."""
+    lines = []
+    for row in rows:
+        failed = ", ".join(f"{part} in {row[f'fail_{part}']}" for part in PARTS)
+        agree = (
+            f"; the {row['pairs']} pairs of criteria that all share agree by {row['spearman']:.2f} "
+            f"(null {row['spearman_null']:.2f})"
+        ) if row["pairs"] else ""  # fmt: skip
+        lines.append(
+            f"{row['network']}: of {row['tested']} layers the assumption fails by {failed}"
+            f"{agree}; a norm criterion suits {row['suits_norm']} of {row['layers']}."
+        )
+    if not shared_pairs(studies):
+        by = [f"{s['network']}: {', '.join(s['settings']['criteria'])}" for s in studies]
+        lines.append(
+            f"No two criteria of the weights were compared in all networks ({'; '.join(by)}), so "
+            "how far they agree is left out."
+        )
+    return lines
 
 
 def _some(names: Iterable[str], most: int = 3) -> str:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from fpgm.selection.ranking import pruned_count
 from fpgm.study.agreement import (
@@ -22,16 +23,23 @@ from fpgm.study.agreement import (
     by_chance,
     fisher,
     gaps,
-    kendall,
     overlap,
     spearman,
     spread,
     stability,
 )  # fmt: skip
+from fpgm.study.weights import PARTS
 
 Row = dict[str, Any]
 Study = Mapping[str, Any]
 GAUSSIAN, CHANCE = "gaussian", "chance"
+COLLAPSED = 0.9  # of a layer's filters: from here on little passes through it
+FIRST = 8  # filters of a layer that are listed, as in Huang et al.
+EFFECTS = (
+    "normality_rejected", "excess_kurtosis", "mean_over_std", "mean_over_std_null",
+    "variance_ratio", "variance_ratio_null", "correlation_inside", "correlation_between",
+    "correlation_null", "cv_norms", "cv_distances", "cv_null",
+)  # fmt: skip
 SURE = 3.0  # standard deviations from its null at which a pair is called above or below it
 SEEN = 0.01  # in a correlation: a smaller difference is not worth a word, however sure
 
@@ -71,7 +79,7 @@ class Ranking:
         if a not in self.plain or b not in self.plain:
             return CHANCE, by_chance(self.filters, self.rates)
         i, j = self.plain.index(a), self.plain.index(b)
-        figures = ("spearman", "kendall", "overlap", "fisher")
+        figures = ("spearman", "overlap", "fisher")
         return GAUSSIAN, {key: self.gaussian[key][..., i, j].T for key in figures}
 
 
@@ -88,8 +96,7 @@ def interval(name: str, values: Array) -> Row:
 
 def similarity(r: Ranking) -> list[Row]:
     """A row for each pair of criteria."""
-    rho, tau, ties = spearman(r.scores), kendall(r.scores), spread(r.scores)["tie_rate"]
-    rows = []
+    rho, rows = spearman(r.scores), []
     for (i, a), (j, b) in r.pairs:
         kind, null = r.null(a, b)
         centre, deviation = null["fisher"]
@@ -100,8 +107,6 @@ def similarity(r: Ranking) -> list[Row]:
                 "draws": r.draws if kind == GAUSSIAN else None,
                 "spearman": number(rho[i, j]), **interval("spearman", null["spearman"]),
                 "z": number(above / deviation if deviation > 0 else np.nan),
-                "kendall": number(tau[i, j]), **interval("kendall", null["kendall"]),
-                "tie_rate_a": number(ties[i]), "tie_rate_b": number(ties[j]),
             }
         )  # fmt: skip
     return rows
@@ -129,11 +134,8 @@ def applicability(r: Ranking) -> list[Row]:
     for i, name in enumerate(r.names):
         row: Row = {**r.where, "criterion": name, "filters": r.filters}
         row.update({key: number(values[i]) for key, values in figures.items()})
-        for key in ("cv", "range_over_mean"):
-            null = np.full(3, np.nan)
-            if name in r.plain:
-                null = r.gaussian[key][:, r.plain.index(name)]
-            row.update(interval(key, null))
+        null = r.gaussian["cv"][:, r.plain.index(name)] if name in r.plain else np.full(3, np.nan)
+        row.update(interval("cv", null))
         rows.append(row)
     return rows
 
@@ -153,24 +155,30 @@ def cuts(r: Ranking) -> list[Row]:
 
 
 def collapse(
-    names: Sequence[str],
-    normalise: str,
-    layers: Mapping[str, int],
-    shares: Array,
-    rates: Sequence[float],
-    limit: float,
+    names: Sequence[str], layers: Mapping[str, int], shares: Array, rates: Sequence[float]
 ) -> list[Row]:
     """A row for each criterion, rate and layer of a global ranking. layers: name -> filters;
     shares: (R, K, L) pruned."""
     return [
         {
-            "criterion": name, "normalise": normalise, "rate": rate, "layer": layer,
-            "filters": filters, "share_pruned": float(shares[r, i, k]),
-            "collapsed": bool(shares[r, i, k] >= limit),
+            "criterion": name, "rate": rate, "layer": layer, "filters": filters,
+            "share_pruned": float(shares[r, i, k]), "collapsed": bool(shares[r, i, k] >= COLLAPSED),
         }
         for i, name in enumerate(names)
         for r, rate in enumerate(rates)
         for k, (layer, filters) in enumerate(layers.items())
+    ]  # fmt: skip
+
+
+def ranks(layer: str, filters: Sequence[int], scores: Mapping[str, Array]) -> list[Row]:
+    """A row for each criterion and live filter of a layer. filters: (n,) their indices in the
+    layer; scores: criterion -> (n,); rank: 1 goes first, equal ones share the least."""
+    return [
+        {"layer": layer, "criterion": name, "filter": filters[i], "score": float(values[i]),
+         "rank": int(places[i])}
+        for name, values in scores.items()
+        for places in [stats.rankdata(values, method="min")]
+        for i in np.argsort(filters)
     ]  # fmt: skip
 
 
@@ -200,8 +208,6 @@ def pairs(study: Study) -> list[Row]:
                 "layers_above": sum(row["spearman"] > row["spearman_high"] for row in layers),
                 "layers_below": sum(row["spearman"] < row["spearman_low"] for row in layers),
                 "least": least and least["spearman"], "least_layer": least and least["layer"],
-                "kendall": mean(row["kendall"] for row in layers),
-                "kendall_null": mean(row["kendall_null"] for row in layers),
                 "global": one, "global_null": one_null,
                 "global_z": z_over, "global_relation": relation(one, one_null, z_over),
             }
@@ -246,11 +252,54 @@ def criteria(study: Study) -> list[Row]:
                 "criterion": name, "scope": scope, "rankings": len(rankings),
                 "cv": median(row["cv"] for row in rankings),
                 "cv_null": median(row["cv_null"] for row in rankings),
-                "range_over_mean": median(row["range_over_mean"] for row in rankings),
                 "tie_rate": mean(row["tie_rate"] for row in rankings),
                 "gap_over_std": median(row["gap_over_std"] for row in at),
                 "stability": mean(row["stability"] for row in at),
                 "perturbed": at[0]["perturbed"],
+            }
+        )  # fmt: skip
+    return rows
+
+
+def first(study: Study) -> tuple[str, dict[str, list[int]]]:
+    """The middle layer, and of each criterion the filters of it that go first."""
+    layer = study["layers"][len(study["layers"]) // 2]["layer"]
+    rows = sorted((r for r in study["ranks"] if r["layer"] == layer), key=lambda r: r["rank"])
+    by = grouped(rows, "criterion")
+    return layer, {name: [r["filter"] for r in of[:FIRST]] for (name,), of in by.items()}
+
+
+# Several networks.
+
+
+def shared_pairs(studies: Sequence[Study]) -> list[tuple[str, str]]:
+    """Pairs of criteria of the weights alone that were compared in every network."""
+    compared = [
+        {(row["a"], row["b"]) for row in study["pairs"]
+         if row["null"] == GAUSSIAN and row["spearman"] is not None}
+        for study in studies
+    ]  # fmt: skip
+    return sorted(set.intersection(*compared))
+
+
+def networks(studies: Sequence[Study]) -> list[Row]:
+    """A row for each network: how many layers fail each part of the assumption, effects as medians
+    over its layers, and how far the criteria agree that all networks have."""
+    shared, rows = shared_pairs(studies), []
+    for study in studies:
+        tested, pairs = study["assumption"], study["pairs"]
+        of = [row for row in pairs if (row["a"], row["b"]) in shared]
+        rows.append(
+            {
+                "network": study["network"], "layers": len(study["layers"]),
+                "filters": sum(row["live"] for row in study["layers"]), "tested": len(tested),
+                **{f"fail_{part}": sum(part in row["failed"].split(", ") for row in tested)
+                   for part in PARTS},
+                **{key: median(row[key] for row in tested) for key in EFFECTS},
+                "pairs": len(of), "spearman": mean(row["spearman"] for row in of),
+                "spearman_null": mean(row["spearman_null"] for row in of),
+                "least": min((row["least"] for row in of), default=None),
+                "suits_norm": sum(r["deviates"] and r["near_zero"] for r in study["diagnosis"]),
             }
         )  # fmt: skip
     return rows
