@@ -35,10 +35,17 @@ Study = Mapping[str, Any]
 GAUSSIAN, CHANCE = "gaussian", "chance"
 COLLAPSED = 0.9  # of a layer's filters: from here on little passes through it
 FIRST = 8  # filters of a layer that are listed, as in Huang et al.
+BESIDE = {  # effects of the assumption, and what Gaussian filters give
+    "|mean| / std": ("mean_over_std", "mean_over_std_null"),
+    "max / min variance": ("variance_ratio", "variance_ratio_null"),
+    "|r| inside a kernel": ("correlation_inside", "correlation_null"),
+    "|r| between kernels": ("correlation_between", "correlation_null"),
+    "std / mean of norms": ("cv_norms", "cv_null"),
+    "std / mean of distances": ("cv_distances", "cv_null"),
+}
 EFFECTS = (
-    "normality_rejected", "excess_kurtosis", "mean_over_std", "mean_over_std_null",
-    "variance_ratio", "variance_ratio_null", "correlation_inside", "correlation_between",
-    "correlation_null", "cv_norms", "cv_distances", "cv_null",
+    "normality_rejected", "excess_kurtosis",
+    *dict.fromkeys(key for row in BESIDE.values() for key in row),
 )  # fmt: skip
 SURE = 3.0  # standard deviations from its null at which a pair is called above or below it
 SEEN = 0.01  # in a correlation: a smaller difference is not worth a word, however sure
