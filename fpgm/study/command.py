@@ -54,10 +54,18 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     add = words.add_argument
     add("networks", nargs="*", type=Path, metavar="RUN", help="run directories, or checkpoints")
-    add("--arch", type=_names, default=(), metavar="NAME,...",
-        help="network of a plain state_dict, or those to build")
-    add("--weights", metavar="random|torchvision|RUN",
-        help="of --arch: a random start (default), torchvision's, or those of a run or checkpoint")
+    add(
+        "--arch",
+        type=_names,
+        default=(),
+        metavar="NAME,...",
+        help="network of a plain state_dict, or those to build",
+    )
+    add(
+        "--weights",
+        metavar="random|torchvision|RUN",
+        help="of --arch: a random start (default), torchvision's, or those of a run or checkpoint",
+    )
     add("--criteria", type=_names, help="default: all that the network and its images can serve")
     add("--rates", type=_rates, help="shares of filters to prune, default: 0.1 to 0.7")
     add("--normalise", metavar="|".join(NORMALISE), help="layers in one ranking, default: mean")
