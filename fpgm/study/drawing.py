@@ -38,7 +38,7 @@ NORMS = {
 NETWORKS = (
     "network", "layers", "filters", "tested", "fail normality", "mean", "variances", "rejected",
     "excess kurtosis", "|mean| / std", "null", "max / min variance", "null", "|r| inside a kernel",
-    "between", "null", "std / mean of norms", "of distances", "null", "pairs", "Spearman", "null",
+    "null", "between", "std / mean of norms", "null", "of distances", "pairs", "Spearman", "null",
     "least", "suits a norm",
 )  # fmt: skip
 
