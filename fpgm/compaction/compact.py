@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -12,6 +14,7 @@ from fpgm.compaction.constants import Keep, analyse
 from fpgm.compaction.rewriting import rewrite
 from fpgm.errors import CheckpointError
 from fpgm.graph.trace import trace
+from fpgm.networks.low_rank import split
 from fpgm.networks.models import model as build_model
 from fpgm.networks.modes import evaluating, exact
 from fpgm.runs.checkpoint import read
@@ -55,23 +58,40 @@ def load(
     """
     path = Path(path) / "compact.pt" if Path(path).is_dir() else Path(path)
     saved = read(path, ("arch", "keep", "state_dict"))
+    shapes = {name: tuple(value.shape) for name, value in saved["state_dict"].items()}
+    network = structure(saved, shapes, model, image)
+    try:
+        network.load_state_dict(saved["state_dict"])
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: not a network of this architecture ({error})") from error
+    return network.eval()
+
+
+def structure(
+    saved: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
+    model: nn.Module | None = None,
+    image: tuple[int, int, int] | None = None,
+) -> nn.Module:
+    """The network that a `compact.pt` or `zeroed.pt` describes, its weights as they start.
+
+    saved: what such a file says, but for the state_dict, of which shapes has what each entry
+    measures; the others as of load.
+    """
     if model is None:
         with torch.random.fork_rng(devices=[]):  # the initialisation is thrown away
             model = build_model(**saved["arch"])
-    shapes = {name: value.shape for name, value in model.state_dict().items()}
-    if shapes == {name: value.shape for name, value in saved["state_dict"].items()}:
-        model.load_state_dict(saved["state_dict"])
-        return model.eval()
+    if shapes == {name: tuple(value.shape) for name, value in model.state_dict().items()}:
+        return model
     image = image or tuple(saved.get("image", ())) or None
     small, foldings = rewrite(analyse(trace(model, image), saved["keep"], saved.get("ballast")))
-    # Those that were all zero were dropped before it was saved.
     for name, attribute in foldings:
-        if f"{name}.{attribute}" not in saved["state_dict"]:
+        # Those that were all zero were dropped before it was saved.
+        ends = (f"{name}.", f".{attribute}")
+        if not any(k.startswith(ends[0]) and k.endswith(ends[1]) for k in shapes):
             setattr(small.get_submodule(name), attribute, None)
-    try:
-        small.load_state_dict(saved["state_dict"])
-    except RuntimeError as error:
-        raise CheckpointError(f"{path}: not a network of this architecture ({error})") from error
+    for step in saved.get("low_rank", ()):
+        split(small, step["ranks"], step["way"])
     return small
 
 

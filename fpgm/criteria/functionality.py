@@ -48,30 +48,23 @@ def functional(
     return places_of(order[torch.argsort(better, descending=True, stable=True)])
 
 
-def kmeans(points: Tensor, count: int, iterations: int = 50) -> Tensor:
-    """Lloyd's algorithm. (N, d) -> (N,), the cluster of each point, `count` at most.
+def kmeans(points: Tensor, count: int) -> Tensor:
+    """scikit-learn's Lloyd algorithm. (N, d) -> (N,), the cluster of each point, `count` at most.
 
     Begun as k-means++ with the best of all points in place of chance: each centre is the point that
     lowers the sum of squared distances most, of several the first.
     """
+    from sklearn.cluster import KMeans  # a second: only where it is asked for
+
     squares = torch.cdist(points, points).square()
+    digits = 1e-9 * squares.max()
     nearest = torch.full_like(squares[0], torch.inf)
     chosen: list[int] = []
-    for _ in range(min(count, len(points))):
+    while len(chosen) < count and (nearest > digits).any():
         sums = torch.minimum(squares, nearest).sum(1)
         # The first of the least, to the digits that are no rounding: two points that are nearest
         # to each other lower the sum by the same.
-        least = sums <= sums.min() + 1e-9 * squares.max()
-        chosen.append(int(least.nonzero()[0]))
+        chosen.append(int((sums <= sums.min() + digits).nonzero()[0]))
         nearest = torch.minimum(nearest, squares[chosen[-1]])
-    centres = points[chosen]
-    clusters = torch.cdist(points, centres).argmin(1)
-    for _ in range(iterations):
-        members = torch.zeros(len(points), len(centres)).to(points)
-        members[torch.arange(len(points)), clusters] = 1
-        sizes = members.sum(0)[:, None]
-        centres = torch.where(sizes > 0, members.T @ points / sizes.clamp_min(1), centres)
-        before, clusters = clusters, torch.cdist(points, centres).argmin(1)
-        if torch.equal(before, clusters):
-            break
-    return clusters
+    found = KMeans(len(chosen), init=points[chosen].cpu().numpy(), n_init=1, tol=0)
+    return torch.from_numpy(found.fit_predict(points.cpu().numpy())).to(points.device)

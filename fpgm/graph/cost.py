@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fpgm.graph import operations as ops
 from fpgm.graph.flow import kept_full
 from fpgm.graph.trace import ChannelGraph
-from fpgm.networks.layers import BorderConv2d
+from fpgm.networks.layers import BorderConv2d, BorderMap
 from fpgm.networks.modes import evaluating
 
 
@@ -111,7 +111,7 @@ class _Counter(TorchDispatchMode):
 
     def _count(self, operation: str, args: Any, output: Tensor, macs: int) -> None:
         name, kind = self.callers[-1]
-        if kind is BorderConv2d and args[1] is self._modules[name].border:
+        if kind in (BorderConv2d, BorderMap) and args[1] is self._modules[name].border:
             self.per_batch += macs
             return
         if not issubclass(kind, nn.Conv2d | nn.Linear):

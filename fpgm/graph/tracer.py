@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_map_only
 from fpgm.errors import GraphError, first_line
 from fpgm.graph.operations import check_way, is_shape
 from fpgm.graph.probes import normalises, plain
-from fpgm.networks.layers import BorderConv2d, Expand, Pick, SameConv2d
+from fpgm.networks.layers import BorderConv2d, BorderMap, Expand, Pick, SameConv2d
 
 Image = tuple[int, int, int]  # (C, H, W)
 
@@ -257,7 +257,7 @@ class SampleTracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """torch's own layers, and those of a network that is compact already."""
-        ours = isinstance(m, SameConv2d | BorderConv2d | Expand | Pick)
+        ours = isinstance(m, SameConv2d | BorderConv2d | BorderMap | Expand | Pick)
         self._running = True
         proven = plain(m) is not None or normalises(m) is not None
         self._running = False

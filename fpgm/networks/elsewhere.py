@@ -65,6 +65,8 @@ def build(name: str, num_classes: int, in_channels: int, options: Mapping[str, A
     given = _arguments(name, builder, options, arguments)
     try:
         built = builder(**given)
+    except Error:
+        raise
     except Exception as error:  # it is somebody else's code
         raise Error(f"arch.build={name}: building raised {told(error)}") from error
     if not isinstance(built, nn.Module):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -29,14 +31,34 @@ class BorderConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         out = super().forward(padded(x, self) if self.same else x)
-        if self.border is None:
-            return out
-        ones = x.new_ones(1, 1, x.shape[2], x.shape[3])
-        ones = padded(ones, self) if self.same else ones
-        return out + F.conv2d(ones, self.border, None, self.stride, self.padding, self.dilation)
+        return out if self.border is None else out + _of_ones(x, self)
 
 
-def padded(x: Tensor, conv: nn.Conv2d) -> Tensor:
+class BorderMap(nn.Module):
+    """What `border` says alone, beside a convolution that others compute: as in a BorderConv2d, of
+    which it has the geometry. (B, C, H, W) -> (1, N, H', W')."""
+
+    border: Tensor
+
+    def __init__(self, conv: BorderConv2d) -> None:
+        super().__init__()
+        assert conv.border is not None
+        self.register_buffer("border", conv.border.clone())
+        self.kernel_size, self.stride, self.padding = conv.kernel_size, conv.stride, conv.padding
+        self.dilation, self.same = conv.dilation, conv.same
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _of_ones(x, self)
+
+
+def _of_ones(x: Tensor, layer: Any) -> Tensor:
+    """A layer's `border` over an image of ones as large as x."""
+    ones = x.new_ones(1, 1, x.shape[2], x.shape[3])
+    ones = padded(ones, layer) if layer.same else ones
+    return F.conv2d(ones, layer.border, None, layer.stride, layer.padding, layer.dilation)
+
+
+def padded(x: Tensor, conv: nn.Conv2d | BorderMap) -> Tensor:
     """Zeros around (B, C, H, W) until the convolution gives ceil(size / stride) pixels."""
     pad: list[int] = []
     for place in (1, 0):  # F.pad begins with the last dimension

@@ -22,3 +22,10 @@ def parameters_of(network: nn.Module, name: str) -> list[nn.Parameter]:
 def weight_of(network: nn.Module, name: str) -> nn.Parameter:
     """The weight of a layer: (N, C, kH, kW), of a linear one (N, C)."""
     return parameters_of(network, name)[0]
+
+
+def weights_of(network: nn.Module) -> dict[str, nn.Parameter]:
+    """The weights of all convolutions and linear layers, by the layers' names."""
+    layers = (nn.Conv2d, nn.Linear)
+    names = [name for name, module in network.named_modules() if isinstance(module, layers)]
+    return {name: weight_of(network, name) for name in names}

@@ -35,16 +35,20 @@ class Split:
 
     @torch.no_grad()
     def pull(self, weights: Mapping[str, Tensor]) -> None:
-        """Add the gradient of rho / 2 |W - Z + U|^2 to that of each weight which has one."""
+        """Add the gradient of rho / 2 |W - Z + U|^2 to that of each weight which has one. Filters
+        that are zero are a schedule's to hold: what they differed by before does not move them."""
         for name, weight in weights.items():
             if weight.grad is not None:
-                weight.grad.add_(weight - self.z[name] + self.u[name], alpha=self.rho)
+                off = weight - self.z[name] + self.u[name]
+                weight.grad.add_(off * _alive(weight), alpha=self.rho)
 
     @torch.no_grad()
     def update(self, weights: Mapping[str, Tensor], project: Projection, growth: float) -> None:
         """Z = project(W + U), U += W - Z, rho *= growth. U counts in units of 1 / rho: what it
         stands for in the loss stays as it is."""
         weights = _detached(weights)
+        for name, weight in weights.items():
+            self.u[name] *= _alive(weight)
         self.z = project({name: weight + self.u[name] for name, weight in weights.items()})
         for name, weight in weights.items():
             self.u[name] = (self.u[name] + weight - self.z[name]) / growth
@@ -56,15 +60,56 @@ class Split:
         size = sum(float(w.detach().square().sum()) for w in weights.values())
         return (off / size) ** 0.5 if size else 0.0
 
+
+class Pull:
+    """Trains weights towards sparse ones, step by step: a Split that is found again after every
+    `every` steps, with a rho that is multiplied by `growth` each time, up to `ceiling`.
+
+    distances: |W - Z| / |W| at each time that Z was found again, and at the end.
+    """
+
+    def __init__(self, rho: float, growth: float, ceiling: float, every: int) -> None:
+        self._rho, self._growth, self._ceiling, self._every = rho, growth, ceiling, max(1, every)
+        self._taken = 0  # steps
+        self.split: Split | None = None  # before the start and after the end there is none
+        self.distances: list[float] = []
+
+    def start(self, weights: Mapping[str, Tensor], project: Projection) -> None:
+        self.split = Split.of(weights, project, self._rho)
+
+    def after_step(self, weights: Mapping[str, Tensor], project: Projection) -> None:
+        self._taken += 1
+        if self.split is None or self._taken % self._every:
+            return
+        self.distances.append(self.split.distance(weights))
+        growth = min(self._growth, max(self._ceiling / self.split.rho, 1.0))
+        self.split.update(weights, project, growth)
+
+    def end(self, weights: Mapping[str, Tensor]) -> None:
+        if self.split is not None:
+            self.distances.append(self.split.distance(weights))
+        self.split = None
+
     def state(self) -> dict[str, Any]:
-        return {"z": self.z, "u": self.u, "rho": self.rho}
+        split = self.split and {"z": self.split.z, "u": self.split.u, "rho": self.split.rho}
+        return {"split": split, "taken": self._taken, "distances": self.distances}
+
+    def resume(self, state: Mapping[str, Any], device: torch.device) -> None:
+        self._taken, self.distances = state["taken"], list(state["distances"])
+        self.split = None
+        if state["split"] is not None:
+            z, u = (
+                {name: value.to(device) for name, value in state["split"][key].items()}
+                for key in ("z", "u")
+            )
+            self.split = Split(z, u, state["split"]["rho"])
+
+
+def _alive(weight: Tensor) -> Tensor:
+    """1 for each filter that is not zero, else 0: (N, ...) -> (N, 1, ...)."""
+    some = weight.detach().reshape(len(weight), -1).any(1).to(weight.dtype)
+    return some.view(-1, *[1] * (weight.dim() - 1))
 
 
 def _detached(weights: Mapping[str, Tensor]) -> Tensors:
     return {name: weight.detach().clone() for name, weight in weights.items()}
-
-
-def on(state: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-    """What Split.state gave, on a device."""
-    moved = {key: {n: t.to(device) for n, t in state[key].items()} for key in ("z", "u")}
-    return {**moved, "rho": state["rho"]}

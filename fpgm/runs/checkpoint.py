@@ -113,17 +113,27 @@ def preprocessing(name: str) -> dict[str, Any]:
     return dict(read(path, ("preprocessing",))["preprocessing"])
 
 
-def pretrained_file(name: str) -> Path:
-    """The checkpoint meant by pretrained=: a file, or what a finished run has left."""
+def pretrained_file(name: str, model: nn.Module | None = None) -> Path:
+    """The checkpoint meant by pretrained=: a file, or what a finished run has left: its network at
+    full width, or the compact one where that alone has the shapes of `model`, or is there."""
     path = Path(name).expanduser()
     if path.is_dir():
-        if not (path / "zeroed.pt").exists():
+        there = [path / file for file in ("zeroed.pt", "compact.pt") if (path / file).exists()]
+        if not there:
             raise CheckpointError(
                 f"pretrained={name}: no zeroed.pt there, so that run is not done; finish it first"
             )
-        return path / "zeroed.pt"
+        return next((file for file in there if model is None or _fits(model, file)), there[0])
     if not path.exists():
         raise CheckpointError(
             f"pretrained={name}: no such file; give a run directory or a checkpoint"
         )
     return path
+
+
+def _fits(model: nn.Module, path: Path) -> bool:
+    """Whether a file of fpgm's has a network of the same shapes."""
+    theirs = read(path, ("state_dict",))["state_dict"]
+    return {k: v.shape for k, v in theirs.items()} == {
+        k: v.shape for k, v in model.state_dict().items()
+    }

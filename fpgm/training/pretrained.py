@@ -68,7 +68,7 @@ def load_pretrained(model: nn.Module, arch: Mapping[str, Any], name: str) -> Non
             ) from error
         checkpoint.fit(model, weights, f"pretrained=torchvision, {network}")
     else:
-        checkpoint.load_weights(model, checkpoint.pretrained_file(name))
+        checkpoint.load_weights(model, checkpoint.pretrained_file(name, model))
 
 
 def as_wanted(

@@ -219,6 +219,10 @@ def prepare(
         **network_options(config.arch),
     }
     full = _network(config, arch, images, fresh=state is None)
+    if built := getattr(
+        full.network, "rebuilt_by", None
+    ):  # in place of what may not be there later
+        arch = {k: arch[k] for k in ("name", "num_classes", "in_channels")} | dict(built)
     images = as_wanted(config, images, full.network, state)
     precision = _precision(config, full.network, images)
     goal, groups = aimed(config, full.network, images.image_shape)

@@ -326,7 +326,7 @@ ONE = (*DIGITS, "epochs=1", "hydra.run.dir=r")
         (("rate=-0.1",), "rate=-0.1: must be at least 0"),
         (("rate=abc",), "rate=abc: must be a number"),
         (("rate=[",), "rate=[: not understood"),
-        (("criterion=foo",), "criterion=foo: choose one of apoz, bn_gamma, fermat, gm, hrank, l1"),
+        (("criterion=foo",), "criterion=foo: choose one of apoz, bn_beta, bn_gamma, chip, cpmc"),
         (("arch=foo",), "arch=foo: choose one of densenet40, lenet5, own, preresnet110"),
         (("preset=bst",), "preset=bst: choose one of best, paper"),
         (("layers=foo",), "layers=foo: choose one of pfec_resnet110_a, pfec_resnet110_b"),

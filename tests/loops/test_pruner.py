@@ -312,7 +312,7 @@ def test_a_name_means_what_it_means_on_the_command_line(group: str) -> None:
         ({"criterion": {"p": 2}}, "criterion=.*: a name, or a mapping with one"),
         ({"criterion": {"name": "gm", "distance": "l3"}}, "criterion.distance=l3: choose one of"),
         ({"schedule": {"name": "soft", "setle": 1}}, r"schedule.setle: no such key, did you mean"),
-        ({"schedule": "melting"}, "schedule=melting: choose one of asymptotic, fade, frozen"),
+        ({"schedule": "melting"}, "schedule=melting: choose one of admm, asymptotic, fade, frozen"),
         ({"schedule": "slimming"}, "schedule=slimming: goes with method="),
         ({"schedule": "hard"}, r"schedule=hard: prunes a trained network.*pretrained=True"),
         ({"schedule": "fade", "pretrained": True}, r"steps=None: .* steps=len\(loader\)"),
@@ -420,3 +420,32 @@ def test_a_layer_that_is_not_trained_does_not_stop_the_others() -> None:
     pruner.after_epoch()
     adam.state_dict()  # has nothing of what the optimizer does not step
     assert zeroed(model, pruner.finish()[1].keep) == 0
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+@pytest.mark.parametrize(
+    "schedule", [{"name": "greg", "every": 1}, {"name": "scp", "strength": 0.05}]
+)
+def test_what_was_to_go_is_gone_also_of_a_loop_that_ends_early(
+    schedule: dict[str, Any], epochs: int
+) -> None:
+    torch.manual_seed(0)
+    model = fpgm.model("resnet20")
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, 0.9, weight_decay=5e-4)
+    batches = [(torch.randn(8, *IMAGE), torch.randint(10, (8,))) for _ in range(3)]
+    pruner = fpgm.Pruner(
+        model, optimizer, epochs=2, rate=0.3, schedule=schedule, criterion="l1", pretrained=True,
+        image=IMAGE, steps=3, batches=batches, residual="inner",
+    )  # fmt: skip
+    for _ in range(epochs):
+        for images, labels in batches:
+            optimizer.zero_grad()
+            F.cross_entropy(model.train()(images), labels).backward()
+            pruner.after_backward()
+            optimizer.step()
+            pruner.after_step()
+        pruner.after_epoch()
+    small, report = pruner.finish()
+    assert report.compact.macs < 0.8 * report.dense.macs
+    images, _ = batches[0]
+    torch.testing.assert_close(small(images), model.eval()(images), atol=1e-4, rtol=1e-4)

@@ -14,10 +14,14 @@ from torch import Tensor, nn
 
 import fpgm
 from fpgm.methods.beside.admm_weights import ADMMWeights
-from fpgm.methods.beside.weights import largest, layers
+from fpgm.methods.beside.weights import largest
 from fpgm.methods.schedules.admm import ADMM, lengths
-from fpgm.methods.schedules.papers import Frozen
+from fpgm.methods.schedules.fade import Fade
+from fpgm.methods.schedules.gated import Gated
+from fpgm.methods.schedules.papers import Asymptotic, Frozen, Soft
+from fpgm.networks.weights import weights_of
 from fpgm.pruning.admm import Split
+from fpgm.selection.rule import Rule
 
 __all__ = ["few"]  # a fixture
 seeds = st.integers(0, 2**31)
@@ -46,8 +50,8 @@ def test_no_network_pruned_as_asked_is_nearer_and_it_is_its_own_projection() -> 
     method = ADMM(task)
     method.start()
     weights = {name: w.detach() for name, w in method._weights().items()}
-    assert method._split is not None
-    z = method._split.z
+    assert method._pull.split is not None
+    z = method._pull.split.z
     for name, weight in weights.items():
         shortest = lengths(weight).argsort()[: len(weight) // 2]
         gone = ~z[name].flatten(1).any(1)
@@ -115,7 +119,7 @@ def test_the_network_comes_near_to_the_pruned_one_before_it_is_cut_and_is_held_t
     task = trained(epochs=16)
     method = ADMM(task, rho=1.0, interval=1.0, growth=1.2, ceiling=3.0, duration=0.75)
     rows = steps(task, method)
-    assert 0 < method._distances[-1] < 0.4 * method._distances[0]
+    assert 0 < method._pull.distances[-1] < 0.4 * method._pull.distances[0]
     assert [row["pruned"] for row in rows[:12]] == [0] * 12
     assert rows[11]["churn"] == 1
     assert rows[15]["revived"] == 0
@@ -130,15 +134,45 @@ def test_single_weights_come_near_and_are_held_then() -> None:
         task, rate=0.6, rho=1.0, interval=1.0, growth=1.2, ceiling=3.0, duration=0.75
     )
     steps(task, Frozen(task), method)
-    assert 0 < method._distances[-1] < 0.4 * method._distances[0]
-    for weight in layers(task.full.network).values():
+    assert 0 < method._pull.distances[-1] < 0.4 * method._pull.distances[0]
+    for weight in weights_of(task.full.network).values():
         assert int((weight == 0).sum()) == int(weight.numel() * 0.6 + 1e-9)
 
 
-def test_it_wants_a_trained_network_and_does_not_ask_the_criterion() -> None:
-    task = Noise()
-    (line,) = ADMM.problems(task.goal, from_scratch=True)
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (Soft, {"settle": 0.25}),
+        (Asymptotic, {"settle": 0.25}),
+        (Fade, {"duration": 0.25}),
+        (Gated, {"settle": 0.25}),
+    ],
+)
+def test_filters_that_a_schedule_holds_at_zero_are_not_pulled_off_it(
+    kind: type, options: dict[str, float]
+) -> None:
+    """Else they grow back after they have settled, and the last zeroing costs accuracy."""
+    task = trained(epochs=8)
+    method = ADMMWeights(task, rho=0.1, interval=0.4, duration=0.75)
+    rows = steps(task, kind(task, **options), method)
+    assert rows[7]["pruned"] == 264
+    assert [row["revived"] for row in rows[2:]] == [0] * 6
+
+
+def test_it_wants_a_trained_network() -> None:
+    (line,) = ADMM.problems(Noise().goal, from_scratch=True)
     assert line.startswith("schedule=admm: prunes a trained network, name it with pretrained=")
+
+
+def test_filters_go_by_their_norm_whatever_the_criterion(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = []
+    for name in ("l2", "taylor"):  # the second would look at images
+        task = trained(epochs=1, rule=Rule(name))
+        monkeypatch.setattr(task, "shown", lambda: pytest.fail("it looks at images"))
+        method = ADMM(task)
+        steps(task, method)
+        kept.append(method.keep)
+    assert all(torch.equal(kept[0][name], kept[1][name]) for name in kept[0])
 
 
 @pytest.mark.usefixtures("few")

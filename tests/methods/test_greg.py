@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from tasks import Noise, few, steps, whole
 from torch import Tensor
 
-import fpgm
 from fpgm.compaction.compact import compact
 from fpgm.errors import Error
 from fpgm.methods.schedules.greg import GReg
@@ -187,30 +186,3 @@ def test_what_it_cannot_do_is_said_in_a_line(
 ) -> None:
     with pytest.raises(Error, match=line):
         whole(tmp_path, "schedule=greg", *words)
-
-
-@pytest.mark.parametrize("epochs", [1, 2])
-def test_in_a_loop_of_ones_own_it_does_what_it_does_in_a_run(epochs: int) -> None:
-    """Also where the loop ends before the last epoch."""
-    torch.manual_seed(0)
-    model = fpgm.model("resnet20")
-    optimizer = torch.optim.SGD(model.parameters(), 0.05, 0.9, weight_decay=5e-4)
-    batches = [(torch.randn(8, 3, 12, 12), torch.randint(10, (8,))) for _ in range(3)]
-    pruner = fpgm.Pruner(
-        model, optimizer, epochs=2, rate=0.3, schedule={"name": "greg", "every": 1},
-        criterion="l1", pretrained=True, image=(3, 12, 12), steps=3, batches=batches,
-        residual="inner",
-    )  # fmt: skip
-    for _ in range(epochs):
-        for images, labels in batches:
-            optimizer.zero_grad()
-            F.cross_entropy(model.train()(images), labels).backward()
-            pruner.after_backward()
-            optimizer.step()
-            pruner.after_step()
-        assert torch.equal(model.eval()(images), model(images))
-        pruner.after_epoch()
-    small, report = pruner.finish()
-    assert report.compact.macs < 0.8 * report.dense.macs
-    images, _ = batches[0]
-    torch.testing.assert_close(small(images), model.eval()(images), atol=1e-4, rtol=1e-4)

@@ -123,9 +123,18 @@ def test_without_it_the_network_is_another(tmp_path: Path, search: str, few: Non
     [
         (["method=tempered", "method.tempered.kind=l3"], "method.tempered.kind=l3: choose one of"),
         (["method=tempered", "method.tempered.weight=-1"], "method.tempered.weight=-1: must be at"),
-        (["schedule.name=melting"], "schedule=melting: choose one of asymptotic, fade, frozen, ga"),
-        (["schedule.name=slimming"], "schedule=slimming: goes with method=; here choose one of as"),
-        (["+method.x={name: soft}"], "method=soft: goes with schedule=; here choose one of distil"),
+        (
+            ["schedule.name=melting"],
+            "schedule=melting: choose one of admm, asymptotic, fade, frozen, ga",
+        ),
+        (
+            ["schedule.name=slimming"],
+            "schedule=slimming: goes with method=; here choose one of admm, as",
+        ),
+        (
+            ["+method.x={name: soft}"],
+            "method=soft: goes with schedule=; here choose one of admm_weights, distil",
+        ),
         (["+method.x={name: 'no:Such'}"], r"method=no:Such: cannot be imported \(No module named"),
         (["+method.x={name: 'my_methods:FILE'}"], "method=my_methods:FILE: cannot be imported"),
         (["+method.x={name: 'torch:Tensor'}"], "method=torch:Tensor: is no method; derive it fr"),

@@ -214,7 +214,50 @@ def test_selected_rows_are_zero_by_latest_however_weak_the_pressure() -> None:
     assert rows[-1]["dead"] == rows[-1]["pruned"]
     assert not any(row["changed"] for row in rows)
     assert rows[3]["churn"] == 0
-    assert "had come to zero" in schedule.closing(task.full.network)["said"]
+    assert (
+        "had come to zero, 0 of them by the pressure alone"
+        in (schedule.closing(task.full.network)["said"])
+    )
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.004, 0.02, 1.0])
+def test_rows_that_the_straight_line_brought_to_zero_are_not_the_pressures(strength: float) -> None:
+    """Against all lengths that were ever seen: without gradients a row is the pressure's if that
+    would have had it at zero by `latest` from where it was when it was selected."""
+    task = Noise(epochs=2, residual="inner")
+    task.steps = 10
+    schedule = prepared(task, strength=strength, warmup=0.0, select=0.5, latest=0.8, every=1)
+    schedule.start()
+    generator = torch.Generator().manual_seed(0)
+    for module in schedule.modules.values():
+        rows = torch.rand(len(module.weight), 1, 1, 1, generator=generator)
+        module.weight.data *= 0.2 + rows
+    schedule.before_epoch(0)
+    way = strength * 0.1 / (1 - 0.99)
+    slow = {name: torch.zeros(len(m.weight), dtype=bool) for name, m in schedule.modules.items()}
+    for step in range(20):
+        for name, module in schedule.modules.items():
+            needed = lengths(module.weight) > way * max(16 - step, 1) * (1 + 1e-6)
+            slow[name] |= needed & masks(schedule)[name]
+        schedule.after_step()
+    schedule.finish()
+    said = schedule.closing(task.full.network)
+    gone = masks(schedule)
+    assert said["zero"] == said["selected"] > 0
+    assert said["pressed"] == sum(int((gone[name] & ~slow[name]).sum()) for name in slow)
+    assert {0.0: said["pressed"] == 0, 1.0: said["pressed"] == said["zero"]}.get(strength, True)
+
+
+def test_a_resumed_run_still_knows_whom_the_straight_line_has_helped() -> None:
+    task = Noise(epochs=5, residual="inner")
+    schedule = prepared(task, strength=0.0, select=0.4, latest=0.8)
+    steps(task, schedule)
+    state = schedule.state()
+    other = prepared(Noise(epochs=5, residual="inner"), strength=0.0, select=0.4, latest=0.8)
+    other.resume(copy.deepcopy(state))
+    assert any(helped.any() for helped in other.state()["helped"].values())
+    for name, helped in state["helped"].items():
+        assert torch.equal(other.state()["helped"][name], helped)
 
 
 def test_what_is_not_zero_in_the_end_is_zeroed_and_said() -> None:
@@ -225,6 +268,15 @@ def test_what_is_not_zero_in_the_end_is_zeroed_and_said() -> None:
     assert rows[-1]["changed"]
     assert "the others were zeroed, the longest" in schedule.closing(task.full.network)["said"]
     assert all(not schedule.modules[n].weight[mask].any() for n, mask in masks(schedule).items())
+
+
+def test_rows_that_the_pressure_has_not_yet_brought_to_zero_are_not_counted() -> None:
+    task = Noise(epochs=1, residual="inner")
+    schedule = prepared(task, strength=0.001, warmup=0.0, select=0.5, latest=1.0, every=1)
+    schedule._end += 10_000  # the pressure would do it in time, but the loop ends early
+    steps(task, schedule)
+    said = schedule.closing(task.full.network)
+    assert said["pressed"] == said["zero"] < said["selected"]
 
 
 def test_a_run_loses_nothing_at_the_cut_and_meets_its_target(tmp_path: Path, few: None) -> None:
@@ -302,3 +354,12 @@ def _tied() -> nn.Module:
             return self.fc(torch.relu(y).mean((2, 3)))
 
     return Tied()
+
+
+def test_as_published_no_straight_line_helps_and_what_is_left_is_cut() -> None:
+    task = Noise(epochs=5, residual="inner")
+    schedule = prepared(task, strength=1e-9, select=0.4, latest=None)
+    rows = steps(task, schedule)
+    assert rows[-1]["dead"] == 0 < rows[-1]["pruned"]
+    said = schedule.closing(task.full.network)
+    assert said["pressed"] == said["zero"] == 0 < said["largest"]

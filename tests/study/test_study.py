@@ -183,7 +183,8 @@ def test_zero_filters_are_counted_apart_and_change_no_figure() -> None:
         pick = {"a", "b", "rate", "spearman", "spearman_null", "jaccard", "cv", "skew", "live"}
         chosen = [
             [{k: v for k, v in r.items() if k in pick} for r in s[table]
-             if r["layer"] == "first" and {"bn_gamma"}.isdisjoint((r.get("a"), r.get("b")))]
+             if r["layer"] == "first"
+             and {"bn_gamma", "bn_beta"}.isdisjoint((r.get("a"), r.get("b")))]
             for s in (found, smaller)
         ]  # fmt: skip
         assert chosen[0] == chosen[1]
@@ -276,7 +277,8 @@ def test_run_is_studied_with_all_criteria_into_files_that_agree(
     found = json.loads((out / "study.json").read_text())
     assert found["schema"] == 1
     assert set(found["settings"]["criteria"]) == {
-        "l1", "l2", "lp", "gm", "fermat", "taylor", "apoz", "hrank", "whc", "cpmc"
+        "l1", "l2", "lp", "gm", "fermat", "taylor", "apoz", "hrank", "whc", "cpmc", "chip",
+        "entropy", "group_fisher", "taylor_act", "taylor_weight",
     }  # fmt: skip
     assert any("bn_gamma (all filters of a layer have one score)" in n for n in found["notes"])
     assert sum(row["zero"] for row in found["layers"]) == 264

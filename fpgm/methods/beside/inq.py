@@ -7,13 +7,14 @@ two and stays so, while the others learn to make up for it; the share grows unti
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from fpgm.networks.weights import weights_of
 from fpgm.pruning.method import Goal, Method, Task
 from fpgm.pruning.momentum import remembered
 
@@ -70,7 +71,7 @@ class INQ(Method):
         return problems
 
     def start(self) -> None:
-        for name, weight in layers(self.task.full.network):
+        for name, weight in weights_of(self.task.full.network).items():
             self._rounded[name] = torch.zeros_like(weight, dtype=torch.bool)
             self._top[name] = top_exponent(weight)
 
@@ -91,7 +92,7 @@ class INQ(Method):
     def _round(self, share: float) -> None:
         """Round so many, and again those that were: a schedule may have changed them since."""
         self._held = []
-        for name, weight in layers(self.task.full.network):
+        for name, weight in weights_of(self.task.full.network).items():
             which = largest(weight, self._rounded[name].to(weight.device), share)
             values = power_of_two(weight, self._top[name], self._bits)
             torch.where(which, values, weight, out=weight.data)
@@ -125,7 +126,7 @@ class INQ(Method):
         """bits; weights of the compact network; exact: how many of them are 0 or a power of two;
         packed: bytes, at so many bits for a weight, a byte for each layer's largest exponent and
         four for each other value."""
-        weights = [weight.detach() for _, weight in layers(small)]
+        weights = [weight.detach() for weight in weights_of(small).values()]
         count = sum(weight.numel() for weight in weights)
         exact = sum(int(is_power_of_two(weight).sum()) for weight in weights)
         others = sum(value.numel() for value in small.state_dict().values()) - count
@@ -143,13 +144,6 @@ class INQ(Method):
 
     def resume(self, state: Mapping[str, Any]) -> None:
         self._rounded, self._top = dict(state["rounded"]), dict(state["top"])
-
-
-def layers(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Names and weights of all convolutions and linear layers."""
-    for name, module in network.named_modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            yield name, module.weight
 
 
 def top_exponent(weight: Tensor) -> int:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from fpgm.networks.weights import weights_of
 from fpgm.pruning.method import Method, Task
 from fpgm.pruning.momentum import remembered
 
@@ -35,32 +36,23 @@ class Weights(Method):
     ) -> None:
         super().__init__(task)
         self._rate, self._scope, self._growth = rate, scope, growth
-        self._kept: dict[str, Tensor] = {}  # layer -> 1 where a weight stays
-        self._held: list[tuple[nn.Parameter, Tensor]] = []
+        self._held = Held(task)
+        self._lost: set[str] = set()  # layers that have been named
 
     def share(self, done: int) -> float:
         """Of the weights that are zero after so many epochs."""
-        ends = min(
-            self._growth * self.task.epochs, self.task.epochs - 1
-        )  # the last are trained with
+        # What goes last is trained without for an epoch at least.
+        ends = min(self._growth * self.task.epochs, self.task.epochs - 1)
         return self._rate * grown(done / ends if done < ends else 1.0)
 
     def start(self) -> None:
         self._choose(0)
 
-    def before_epoch(self, epoch: int) -> None:
-        weights = layers(self.task.full.network)
-        self._held = [(weights[name], kept) for name, kept in self._kept.items()]
-
     def after_backward(self) -> None:
-        gradients = [(p.grad, kept) for p, kept in self._held if p.grad is not None]
-        if gradients:
-            torch._foreach_mul_([g for g, _ in gradients], [kept for _, kept in gradients])
+        self._held.after_backward()
 
-    @torch.no_grad()
     def after_step(self) -> None:
-        for parameter, kept in self._held:  # momentum of before goes on, and decay
-            parameter.mul_(kept)
+        self._held.after_step()
 
     def after_epoch(self, epoch: int) -> dict[str, Any]:
         if epoch + 1 == self.task.epochs:
@@ -69,43 +61,65 @@ class Weights(Method):
         return {"changed": True}
 
     def closing(self, small: nn.Module) -> dict[str, Any]:
-        """Of the compact network: zero, weights, bytes, compressed (zlib)."""
-        found = list(layers(small).values())
-        zero, total = sum(int((w == 0).sum()) for w in found), sum(w.numel() for w in found)
-        size, packed = sizes(small)
-        said = (
-            f"weights: {100 * zero / max(total, 1):.1f} % of {total:,} are zero: dense kernels "
-            "take the same MACs and milliseconds; compressed, the network has "
-            f"{packed:,} bytes of {size:,}"
-        )
-        return {"zero": zero, "weights": total, "bytes": size, "compressed": packed, "said": said}
+        found = sparsity(small)
+        return {**found, "said": f"{self.name}: {found['said']}"}
 
     def state(self) -> dict[str, Any]:
-        return {"kept": self._kept}
+        return {"kept": self._held.kept}
 
     def resume(self, state: Mapping[str, Any]) -> None:
-        device = self.task.device
-        self._kept = {name: kept.to(device) for name, kept in state["kept"].items()}
+        self._held.resume(state["kept"])
+
+    def _choose(self, done: int) -> None:
+        for name in self._held.choose(self.share(done), self._scope):
+            if name not in self._lost and self.task.ranks.first:
+                self._lost.add(name)
+                self.task.warn(f"method.{self.name}.rate={self._rate:g}: nothing of {name} is left")
+
+
+class Held:
+    """Weights of a task's network that are zero and stay so. kept: layer -> 1 where one stays as it
+    is, 0 where it is zero."""
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        self.kept: dict[str, Tensor] = {}
 
     @torch.no_grad()
-    def _choose(self, done: int) -> None:
-        """Zero what is to be zero after so many epochs."""
-        weights = layers(self.task.full.network)
-        self._kept = largest(weights, self.share(done), self._scope)
-        for name, kept in self._kept.items():
-            weights[name].mul_(kept)
-            for value in remembered(self.task.full.optimizer, weights[name]):
+    def choose(self, rate: float, scope: str) -> list[str]:
+        """Zero the share `rate`, as `largest` says. Returns the layers of which nothing is left."""
+        weights, lost = weights_of(self._task.full.network), []
+        self.kept = largest(weights, rate, scope)
+        for name, kept in self.kept.items():
+            weight = weights[name]
+            # Filters that a schedule has zeroed are its own to hold, or to let grow back.
+            kept[~weight.flatten(1).any(1)] = 1
+            if weight.any() and not (weight * kept).any():
+                lost.append(name)
+            _zero(weight, kept)
+            for value in remembered(self._task.full.optimizer, weight):
                 value.mul_(kept)
+        return lost
 
+    @torch.no_grad()
+    def after_backward(self) -> None:
+        """No gradient moves them."""
+        for weight, kept in self._pairs():
+            if weight.grad is not None:
+                weight.grad.mul_(kept)
 
-def layers(network: nn.Module) -> dict[str, nn.Parameter]:
-    """The weights of all convolutions and linear layers, by name."""
-    found = {}
-    for name, module in network.named_modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            assert isinstance(module.weight, nn.Parameter)
-            found[name] = module.weight
-    return found
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Nor decay, nor momentum of before."""
+        for weight, kept in self._pairs():
+            _zero(weight, kept)
+
+    def resume(self, kept: Mapping[str, Tensor]) -> None:
+        self.kept = {name: values.to(self._task.device) for name, values in kept.items()}
+
+    def _pairs(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        weights = weights_of(self._task.full.network) if self.kept else {}
+        return ((weights[name], kept) for name, kept in self.kept.items())
 
 
 def grown(t: float) -> float:
@@ -129,14 +143,32 @@ def largest(weights: Mapping[str, Tensor], rate: float, scope: str) -> dict[str,
     }
 
 
+def _zero(weight: Tensor, kept: Tensor) -> None:
+    """In place. Plain zeros: those of negative weights are others, and do not compress."""
+    weight.masked_fill_(kept == 0, 0)
+
+
 def _kept(values: Tensor, rate: float) -> Tensor:
     """(n,) -> (n,)."""
     lowest = values.abs().argsort(stable=True)[: int(len(values) * rate + 1e-9)]
     return torch.ones_like(values).index_fill_(0, lowest, 0)
 
 
-def sizes(network: nn.Module) -> tuple[int, int]:
-    """Bytes of all its tensors, and those of them that zlib leaves at its best."""
-    tensors = [value.detach().cpu().contiguous() for value in network.state_dict().values()]
+def sparsity(network: nn.Module) -> dict[str, Any]:
+    """Of all convolutions and linear layers: zero, how many weights are, of `weights`; bytes of all
+    the network's tensors, and `compressed`, what zlib leaves of these at its best; said."""
+    found = list(weights_of(network).values())
+    zero, total = sum(int((w == 0).sum()) for w in found), sum(w.numel() for w in found)
+    # By name: a network that has been saved and loaded lists them in another order.
+    tensors = [
+        value.detach().cpu().contiguous() for _, value in sorted(network.state_dict().items())
+    ]
     raw = b"".join(value.numpy().tobytes() for value in tensors)
-    return len(raw), len(zlib.compress(raw, 9))
+    packed = len(zlib.compress(raw, 9))
+    said = (
+        f"{100 * zero / max(total, 1):.1f} % of {total:,} weights are zero: dense kernels take the "
+        f"same MACs and milliseconds; compressed, the network has {packed:,} bytes of {len(raw):,}"
+    )
+    return {
+        "zero": zero, "weights": total, "bytes": len(raw), "compressed": packed, "said": said,
+    }  # fmt: skip

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fpgm.machine.ranks import from_first
 from fpgm.methods.schedules.papers import Hard
 from fpgm.networks.weights import weight_of
-from fpgm.pruning.admm import Split, on
+from fpgm.pruning.admm import Pull
 from fpgm.pruning.method import Task
 from fpgm.pruning.zeroing import Recalibrate, Scores
 from fpgm.selection.rule import Rule
@@ -55,12 +55,9 @@ class ADMM(Hard):
         train_compact: bool = True,
     ) -> None:
         super().__init__(task, recalibrate=recalibrate, train_compact=train_compact)
-        self._rho, self._interval = rho, interval
-        self._growth, self._ceiling = growth, ceiling
         self._end = math.ceil(duration * task.epochs)
-        self._split: Split | None = None
-        self._taken = 0  # steps
-        self._distances: list[float] = []  # |W - Z| / |W|, before each time that Z is found again
+        every = round(interval * task.steps) if task.goal.prunes and self._end else 1
+        self._pull = Pull(rho, growth, ceiling, every)
 
     @property
     def rule(self) -> Rule:
@@ -69,8 +66,9 @@ class ADMM(Hard):
     def scored(self, rule: Rule, rate: float) -> Scores:
         """Euclidean norms of the filters, of W + U while these are pulled."""
         weights: dict[str, Tensor] = dict(self._weights())
-        if self._split is not None:
-            weights = {name: weight + self._split.u[name] for name, weight in weights.items()}
+        if self._pull.split is not None:
+            differed = self._pull.split.u
+            weights = {name: weight + differed[name] for name, weight in weights.items()}
         return {name: lengths(weight).cpu() for name, weight in weights.items()}
 
     def share_before(self) -> float | None:
@@ -92,50 +90,39 @@ class ADMM(Hard):
     def start(self) -> None:
         super().start()
         if self.task.goal.prunes and self._end > 0:
-            self._split = Split.of(self._weights(), self._project, self._rho)
+            self._pull.start(self._weights(), self._project)
 
     def after_backward(self) -> None:
         super().after_backward()
-        if self._split is not None:
-            self._split.pull(self._weights())
+        if self._pull.split is not None:
+            self._pull.split.pull(self._weights())
 
     def after_step(self) -> None:
-        if self._split is None:
-            return
-        self._taken += 1
-        if self._taken % max(1, round(self._interval * self.task.steps)) == 0:
-            weights = self._weights()
-            self._distances.append(self._split.distance(weights))
-            growth = min(self._growth, max(self._ceiling / self._split.rho, 1.0))
-            self._split.update(weights, self._project, growth)
+        self._pull.after_step(self._weights(), self._project)
 
     def after_epoch(self, epoch: int) -> dict[str, Any]:
-        if self._split is not None and self.settled(epoch + 1):
-            self._distances.append(self._split.distance(self._weights()))
-        columns = super().after_epoch(epoch)  # chooses by W + U
-        if self.settled(epoch + 1):
-            self._split = None
+        ends = self._pull.split is not None and self.settled(epoch + 1)
+        weights = {n: w.detach().clone() for n, w in self._weights().items()} if ends else {}
+        columns = super().after_epoch(epoch)  # cuts, by W + U
+        if ends:
+            self._pull.end(weights)
         return columns
 
     def closing(self, small: nn.Module) -> dict[str, Any]:
         """distances: |W - Z| / |W| at each time that Z was found again, and at the cut."""
-        if not self._distances:
+        distances = self._pull.distances
+        if not distances:
             return {}
-        first, last = self._distances[0], self._distances[-1]
+        first, last = distances[0], distances[-1]
         said = f"schedule={self.name}: |W - Z| / |W| went from {first:.3g} to {last:.3g} at the cut"
-        return {"distances": self._distances, "said": said}
+        return {"distances": distances, "said": said}
 
     def state(self) -> dict[str, Any]:
-        split = None if self._split is None else self._split.state()
-        more = {"split": split, "taken": self._taken, "distances": self._distances}
-        return {**super().state(), **more}
+        return {**super().state(), "pull": self._pull.state()}
 
     def resume(self, state: Any) -> None:
         super().resume(state)
-        self._taken, self._distances = state["taken"], list(state["distances"])
-        self._split = (
-            None if state["split"] is None else Split(**on(state["split"], self.task.device))
-        )
+        self._pull.resume(state["pull"], self.task.device)
 
     def _weights(self) -> dict[str, nn.Parameter]:
         return {name: weight_of(self._model, name) for name in self.task.prunable.layers}

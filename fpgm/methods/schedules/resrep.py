@@ -42,7 +42,8 @@ class ResRep(Inserting):
     steps; warmup: share of all steps before the first are; select: share after which all that are
     to go are selected, for good: where the published pace is too slow for that, it is as much
     faster as it takes; latest: share after which all selected rows are zero: those that the
-    pressure would not bring there in time go in a straight line.
+    pressure would not bring there in time go in a straight line (ours; None: they do not, as
+    published, and what is left of them is cut).
     """
 
     name: ClassVar[str] = "resrep"
@@ -57,12 +58,12 @@ class ResRep(Inserting):
         every: Count = 200,
         warmup: Share = 0.05,
         select: Select = 0.5,
-        latest: Select = 0.8,
+        latest: Select | None = 0.8,
         recalibrate: Recalibrate = 0,
     ) -> None:
         """Raises Error, GraphError."""
         super().__init__(task, recalibrate=recalibrate)
-        if latest < select:
+        if latest is not None and latest < select:
             raise Error(
                 f"schedule.latest={latest:g}: rows are selected until schedule.select={select:g}; "
                 "at least that"
@@ -74,9 +75,13 @@ class ResRep(Inserting):
         steps = task.epochs * task.steps if task.goal.prunes else 1
         self._last = max(1, math.ceil(select * steps))
         self._first = min(math.floor(warmup * steps), self._last - 1)
-        self._end = max(self._last, math.ceil(latest * steps))
+        self._end = None if latest is None else max(self._last, math.ceil(latest * steps))
         self._taken = 0
         self._left: dict[str, float] = {}  # of what was not zero when it was cut
+        self._helped = {  # rows that the straight line has ever brought further than the pressure
+            name: torch.zeros_like(module.weight[:, 0, 0, 0], dtype=torch.bool)
+            for name, module in self.modules.items()
+        }
         self._forget()
 
     def made(self, norm: nn.BatchNorm2d) -> nn.Module:
@@ -117,10 +122,11 @@ class ResRep(Inserting):
             return
         # The way that a constant gradient of this size goes in a step once momentum has built up.
         amount = self._strength * self._group["lr"] / (1 - self._group["momentum"])
-        left = max(self._end - self._taken, 1)  # steps
+        left = math.inf if self._end is None else max(self._end - self._taken, 1)  # steps
         for name, module in self.modules.items():
             size = lengths(module.weight)
             line = torch.where(self._masks[name], size / left, 0.0)
+            self._helped[name] |= line > amount
             module.weight.mul_(shrinking(size, line.clamp_min(amount)).view(-1, 1, 1, 1))
         self._taken += 1
         if self._first <= self._taken <= self._last:
@@ -150,13 +156,18 @@ class ResRep(Inserting):
         if not self._left:
             return {}
         selected, zero, largest = (self._left[key] for key in ("selected", "zero", "largest"))
+        pressed = self._left["pressed"]
         rest = f"; the others were zeroed, the longest {largest:.3g} of its layer's mean"
-        said = f"schedule=resrep: {zero:.0f} of {selected:.0f} selected rows had come to zero"
+        said = (
+            f"schedule=resrep: {zero:.0f} of {selected:.0f} selected rows had come to zero, "
+            f"{pressed:.0f} of them by the pressure alone"
+        )
         return {**self._left, "said": said + (rest if zero < selected else "")}
 
     def state(self) -> dict[str, Any]:
         rows = {name: module.weight.detach() for name, module in self.modules.items()}
-        return {**super().state(), "rows": rows, "taken": self._taken, "left": self._left}
+        own = {"taken": self._taken, "left": self._left, "helped": self._helped}
+        return {**super().state(), **own, "rows": rows}
 
     @torch.no_grad()
     def resume(self, state: Any) -> None:
@@ -164,6 +175,7 @@ class ResRep(Inserting):
         self._taken, self._left = state["taken"], state["left"]
         for name, module in self.modules.items():
             module.weight.copy_(state["rows"][name])
+            self._helped[name].copy_(state["helped"][name])
         self._forget()
 
     @property
@@ -200,9 +212,16 @@ class ResRep(Inserting):
         shares = {name: own / rows[name].mean() for name, own in there.items() if len(own)}
         selected = sum(len(own) for own in there.values())
         zero = sum(int((own == 0).sum()) for own in there.values())
+        alone = {name: ~self._helped[name][self._masks[name]] for name in there}
+        pressed = sum(int(((own == 0) & alone[name]).sum()) for name, own in there.items())
         largest = max((float(own.max()) for own in shares.values()), default=0.0)
         if not self._left:
-            self._left = {"selected": selected, "zero": zero, "largest": largest}
+            self._left = {
+                "selected": selected,
+                "zero": zero,
+                "pressed": pressed,
+                "largest": largest,
+            }
         for name, module in self.modules.items():
             module.weight[self._masks[name]] = 0
         return zero < selected

@@ -8,13 +8,13 @@ and a penalty on shifts and scales brings more of them there.
 from __future__ import annotations
 
 import copy
-import math
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, fx, nn
+from torch.distributions import RelaxedBernoulli
 
 from fpgm.compaction.constants import analyse
 from fpgm.graph.cost import cost
@@ -226,11 +226,25 @@ class SCP(Inserting):
                 f"schedule=scp: all but a few channels of {', '.join(held)} hardly ever fire; "
                 f"floor={self.rule.floor:g} of them stay; try a smaller schedule.strength"
             )
+        if self._until == "goal":
+            self._warn_of_overshoot()
         changes = any(bool((mask != dropped).any()) for mask, dropped in pairs)
         Silence(self._masks, self._tails, self.task.full).scale(0.0)
         self.task.train(self.task.full)
         self._cut = True
         return changes
+
+    def _warn_of_overshoot(self) -> None:
+        """Where more is dropped than the goal asks for: at equal MACs it is to be compared with
+        nothing."""
+        wanted = super().expected()
+        kept = sum(len(self.keep[name]) for name in self.modules)
+        more = sum(len(wanted[name]) for name in self.modules) - kept
+        if more > 0.1 * self._said["cut"]:
+            self.task.warn(
+                f"schedule.strength={self._strength:g}: {more} channels more are dropped than the "
+                f"goal asks for, and go as well; schedule.strength={self._strength / 2:.1g}"
+            )
 
     def _warn_of_haste(self) -> None:
         """Where too few channels were dropped by the end of the training."""
@@ -259,7 +273,8 @@ class Softness:
 def silent(shift: Tensor, scale: Tensor, threshold: float) -> Tensor:
     """The share of its inputs at which a channel is below the threshold behind BatchNorm, where
     they are normal: (1 + erf((threshold - shift) / (|scale| sqrt 2))) / 2. (N,) -> (N,)."""
-    return (1 + torch.erf(below(shift, scale, threshold) / math.sqrt(2))) / 2
+    found: Tensor = torch.special.ndtr(below(shift, scale, threshold))
+    return found
 
 
 def below(shift: Tensor, scale: Tensor, threshold: float) -> Tensor:
@@ -299,12 +314,11 @@ class Mask(nn.Module):
         return far.argsort(stable=True)
 
     def sampled(self) -> Tensor:
-        """(N,), in 0..1. Of two relaxed classes the first is sigmoid((log odds + L) / temperature),
-        as the difference L of two Gumbel variables is logistic."""
+        """(N,), in 0..1. Of two relaxed classes the first is a relaxed Bernoulli variable."""
         share = self.silent()
         odds = self._softness.steepness * (self._softness.cut - share)
-        uniform = torch.rand_like(odds).clamp_(1e-12, 1 - 1e-12)
-        found = torch.sigmoid((odds + torch.logit(uniform)) / self._softness.temperature)
+        temperature = torch.full((), self._softness.temperature, device=odds.device)
+        found = RelaxedBernoulli(temperature, logits=odds, validate_args=False).rsample()
         found = torch.where(self._held(share), 1.0, found)
         self.drawn = found.detach()
         return found

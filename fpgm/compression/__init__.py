@@ -1,0 +1,1 @@
+"""Fewer products and fewer bytes for the filters that are left."""
