@@ -43,6 +43,7 @@ OTHER_MEANINGS = {
     ("selection.ranking", "l2"),
     ("config", "l2"),
     ("study.settings", "l2"),
+    ("study.subject", "random"),  # a random start
 }
 # And a schedule's: the papers' tables, a method of Kendall's tau.
 OTHER_SCHEDULES = {

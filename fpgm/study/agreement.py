@@ -143,24 +143,8 @@ def spread(scores: Array) -> dict[str, Array]:
     }
 
 
-def gaps(scores: Array, rates: Sequence[float]) -> Array:
-    """The step from the last pruned score to the first kept one, in standard deviations.
-
-    (..., N) -> (R, ...). 0 is a tie at the cut; nan where nothing is pruned or all are equal.
-    """
-    ordered = np.sort(scores, axis=-1)
-    std = scores.std(-1)
-    scale = np.where(std > 0, std, np.nan)
-    steps = np.full((len(rates), *scores.shape[:-1]), np.nan)
-    for i, rate in enumerate(rates):
-        k = pruned_count(scores.shape[-1], rate)
-        if k:
-            steps[i] = (ordered[..., k] - ordered[..., k - 1]) / scale
-    return steps
-
-
 def stability(scores: Array, again: Array, rates: Sequence[float], ties: Array) -> Array:
-    """Mean Jaccard overlap of the pruned set with those under perturbation; 1: nothing changes.
+    """Mean Jaccard overlap of the pruned set with those of other scores; 1: nothing changes.
 
     scores (..., N), again (D, ..., N), ties (1 + D, ..., N) -> (R, ...). What ties alone decide is
     decided anew each time, so that a score that all filters share holds as well as chance does.

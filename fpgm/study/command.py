@@ -15,8 +15,8 @@ from fpgm.errors import Error
 from fpgm.study.settings import LAYERS, NORMALISE, Settings, numbers
 
 TABLES = (
-    "layers", "left_out", "pairs", "criteria", "similarity", "overlap", "applicability", "cuts",
-    "collapse", "assumption", "diagnosis", "ranks",
+    "layers", "left_out", "pairs", "criteria", "similarity", "overlap", "applicability",
+    "stability", "collapse", "assumption", "diagnosis", "ranks",
 )  # fmt: skip
 EPILOG = """\
 fpgm-study outputs/my_run                            a finished run, data-driven criteria included

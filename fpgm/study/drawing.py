@@ -18,7 +18,16 @@ from fpgm.study.tables import BESIDE, FIRST, Row, Study, first, grouped, mean
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-RELATIONS = {"above": "above its null", "as": "like its null", "below": "below its null"}
+SIMILARITY = {
+    "a": "criterion", "b": "and", "null": "null is", "spearman": "in layers",
+    "spearman_null": "null", "z": "z", "relation": "to its null", "layers_above": "layers above",
+    "layers_below": "below", "least": "least", "least_layer": "in", "global": "network",
+    "global_null": "null", "global_relation": "to its null",
+}  # fmt: skip
+APPLICABILITY = {
+    "criterion": "criterion", "cv": "std / mean", "cv_null": "null", "tie_rate": "ties",
+    "stability": "stability",
+}  # fmt: skip
 ASSUMPTION = {
     "layer": "layer", "failed": "fails", "filters": "N", "coordinates": "d",
     "normality_p": "normal: p", "normality_rejected": "rejected", "normality_rejected_null": "null",
@@ -50,10 +59,10 @@ def html(study: Study) -> str:
     terms = {"s": study["settings"], "zero": zero, "first": FIRST}
     explained = vars(template.get_template("explained.html").make_module(terms))
     tables = {
-        "Similarity": _similarity(study["pairs"]),
+        "Similarity": _table(study["pairs"], SIMILARITY),
         "Pruned sets": _overlap(study),
         "First filters": _first(study),
-        "Applicability": _applicability(study["criteria"]),
+        "Applicability": _table(study["criteria"], APPLICABILITY),
         "One ranking": _collapse(study),
         "The assumption": _table(study["assumption"], ASSUMPTION, lambda row: bool(row["failed"])),
         "Norms": _table(study["diagnosis"], NORMS, lambda row: row["verdict"] == "suits a norm"),
@@ -176,19 +185,6 @@ def spreads(criteria: Sequence[Row]) -> Figure:
 # Tables.
 
 
-def _similarity(pairs: Sequence[Row]) -> Markup | None:
-    header = ("pair", "null is", "layers", "null", "z", "relation", "layers above", "below",
-              "least", "in", "network", "null", "relation")  # fmt: skip
-    rows = [
-        (f"{r['a']}, {r['b']}", r["null"], _digits(r["spearman"]), _digits(r["spearman_null"]),
-         _digits(r["z"], 1), RELATIONS.get(r["relation"]), r["layers_above"], r["layers_below"],
-         _digits(r["least"]), r["least_layer"], _digits(r["global"]), _digits(r["global_null"]),
-         RELATIONS.get(r["global_relation"]))
-        for r in pairs
-    ]  # fmt: skip
-    return table(header, rows) if rows else None
-
-
 def _overlap(study: Study) -> Markup | None:
     rates, rows = study["settings"]["rates"], []
     for (scope, a, b), of_pair in grouped(study["overlap"], "scope", "a", "b").items():
@@ -210,12 +206,6 @@ def _first(study: Study) -> Markup:
     return table(("criterion", f"filters of {layer} that go first"), rows)
 
 
-def _applicability(criteria: Sequence[Row]) -> Markup:
-    header = ("criterion", "std / mean", "null", "ties", "gap at the cut", "stability", "perturbed")
-    keys = ("criterion", "cv", "cv_null", "tie_rate", "gap_over_std", "stability", "perturbed")
-    return table(header, ([row[key] for key in keys] for row in criteria))
-
-
 def _collapse(study: Study) -> Markup | None:
     rates = study["settings"]["rates"]
     rows = [
@@ -226,17 +216,13 @@ def _collapse(study: Study) -> Markup | None:
 
 
 def _table(
-    rows: Sequence[Row], columns: Mapping[str, str], marked: Callable[[Row], bool]
+    rows: Sequence[Row], columns: Mapping[str, str], marked: Callable[[Row], bool] | None = None
 ) -> Markup | None:
     """columns: key -> heading."""
     cells = [[row[key] for key in columns] for row in rows]
-    some = [i for i, row in enumerate(rows) if marked(row)]
+    some = [i for i, row in enumerate(rows) if marked and marked(row)]
     return table(list(columns.values()), cells, some) if rows else None
 
 
 def _plain(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-
-
-def _digits(value: float | None, digits: int = 2) -> tuple[float, str] | None:
-    return None if value is None else (value, f"{value:.{digits}f}")

@@ -20,7 +20,7 @@ from fpgm.study.agreement import (
     tie_order,
     whole_network,
 )  # fmt: skip
-from fpgm.study.scores import Layer, perturbed, scored_layers, watched, weight_only
+from fpgm.study.scores import Layer, scored_layers, watched, weight_only
 from fpgm.study.settings import Settings
 from fpgm.study.subject import Subject
 from fpgm.study.weights import assumption, diagnose, untestable
@@ -46,7 +46,7 @@ def examine(subject: Subject, settings: Settings) -> Result:
             for depth, layer in enumerate(layers)
         ],
         "left_out": [{"layer": name, "reason": reason} for name, reason in left.items()],
-        **{name: [] for name in ("similarity", "overlap", "applicability", "cuts", "collapse")},
+        "similarity": [], "overlap": [], "applicability": [], "stability": [], "collapse": [],
         "ranks": [
             row for layer in layers
             for row in tables.ranks(layer.name, layer.order.tolist(), layer.scores)
@@ -58,9 +58,11 @@ def examine(subject: Subject, settings: Settings) -> Result:
     of_shape = {shape: figures(drawn, settings.rates) for shape, drawn in nulls.items()}
     for layer in watched(layers, "statistics"):
         names = [name for name in criteria if name in layer.scores]
-        gaussian = weight_only(criteria), of_shape[layer.shape], len(nulls[layer.shape])
-        scores, again = layer.matrix(names), layer.matrices(names)
-        _rank(result, layer.name, names, scores, again, gaussian, settings)
+        gaussian = of_shape[layer.shape], len(nulls[layer.shape])
+        ranking = _ranking(layer.name, names, layer.matrix(names), *gaussian, settings)
+        _add(result, ranking)
+        again = {name: layer.again[name] for name in names if name in layer.again}
+        result["stability"] += tables.held(ranking, again, settings.seed)
     _over_network(result, layers, criteria, nulls, settings)
     result.update(pairs=tables.pairs(result), criteria=tables.criteria(result))
     result["summary"] = summary.lines(result)
@@ -106,31 +108,23 @@ def _over_network(
             for _ in range(settings.draws)
         ]
     )
-    again = in_one_ranking([layer.matrices(names) for layer in layers], how)
-    gaussian = plain, figures(networks, rates), len(networks)
-    _rank(result, "", names, scores, again, gaussian, settings)
+    _add(result, _ranking("", names, scores, figures(networks, rates), len(networks), settings))
 
 
-def _rank(
-    result: Result,
-    layer: str,
-    names: list[str],
-    scores: Array,
-    again: Array,
-    gaussian: tuple[list[str], dict[str, Array], int],
+def _ranking(
+    layer: str, names: list[str], scores: Array, gaussian: dict[str, Array], draws: int,
     settings: Settings,
-) -> None:
-    """Add the rows of one ranking, of a layer or (its name is empty) of the network."""
+) -> tables.Ranking:  # fmt: skip
+    """Of a layer or (its name is empty) of the network."""
     where = {"scope": "layer" if layer else "global", "layer": layer}
-    ties = tie_order(names, layer, (1 + len(again), scores.shape[1]), settings.seed)
-    ranking = tables.Ranking(
-        where, names, settings.rates, scores, again, ties,
-        {name: perturbed(name) for name in names}, *gaussian,
-    )  # fmt: skip
+    ties = tie_order(names, layer, (scores.shape[1],), settings.seed)
+    return tables.Ranking(where, names, settings.rates, scores, ties, gaussian, draws)
+
+
+def _add(result: Result, ranking: tables.Ranking) -> None:
     result["similarity"] += tables.similarity(ranking)
     result["overlap"] += tables.overlaps(ranking)
     result["applicability"] += tables.applicability(ranking)
-    result["cuts"] += tables.cuts(ranking)
 
 
 def _weights(layers: list[Layer], settings: Settings, notes: list[str]) -> Result:

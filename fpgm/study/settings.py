@@ -37,10 +37,9 @@ class Settings:
     layers: str = "prunable"
     seed: int = count(0, 0, "of all random numbers")
     draws: int = count(40, 3, "Gaussian networks of the null, at least")
-    perturbations: int = count(10, 1, "times that a choice is made again")
-    noise: float = limit(0.01, 10, "added to the weights then, in their standard deviations")
     batches: int = count(32, 2, "batches of training images to read")
     batch_size: int = count(32, 2, "images in each")
+    resamples: int = count(10, 1, "times that those are drawn anew, to see if a choice holds")
     alpha: float = limit(0.01, 1, "level of the tests of the assumption")
     min_cv: float = limit(0.2, 1e3, "std / mean that norms need to tell filters apart")
     max_minimum: float = limit(0.1, 1, "least norm / median that counts as near zero")

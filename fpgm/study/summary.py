@@ -125,14 +125,15 @@ def _overlap(study: Study) -> str:
 
 def _applicability(rows: Sequence[Row]) -> str:
     parts = [
-        f"{r['criterion']} {100 * r['cv']:.1f} % "
-        + ("(" if r["cv_null"] is None else f"(null {100 * r['cv_null']:.1f}, ")
-        + (f"{r['stability']:.2f})" if r["stability"] is not None else "-)")
+        f"{r['criterion']} {100 * r['cv']:.1f} %"
+        + ("" if r["cv_null"] is None else f" (null {100 * r['cv_null']:.1f})")
         for r in sorted((r for r in rows if r["cv"] is not None), key=lambda r: r["cv"])
     ]
-    return (
-        "Spread of the scores, median std / mean (and mean Jaccard of the choice under a small "
-        f"perturbation): {', '.join(parts) or 'none'}."
+    held = [f"{r['criterion']} {r['stability']:.2f}" for r in rows if r["stability"] is not None]
+    return f"Spread of the scores, median std / mean: {', '.join(parts) or 'none'}." + (
+        f" What is pruned is the same from other batches (Jaccard) by: {', '.join(held)}."
+        if held
+        else ""
     )
 
 

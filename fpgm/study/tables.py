@@ -22,12 +22,13 @@ from fpgm.study.agreement import (
     Array,
     by_chance,
     fisher,
-    gaps,
     overlap,
     spearman,
     spread,
     stability,
+    tie_order,
 )  # fmt: skip
+from fpgm.study.scores import weight_only
 from fpgm.study.weights import PARTS
 
 Row = dict[str, Any]
@@ -55,26 +56,26 @@ SEEN = 0.01  # in a correlation: a smaller difference is not worth a word, howev
 class Ranking:
     """The filters of a layer, or of the network, in the order of each criterion.
 
-    where: scope and layer, at the front of every row; names: the criteria; scores (K, N); again
-    (D, K, N) after small perturbations; ties (1 + D, K, N); perturbed: criterion -> what those
-    perturb; plain: the criteria that look at the weight alone, which have a Gaussian null;
-    gaussian: its figures (fpgm.study.agreement.figures), from `draws` networks.
+    where: scope and layer, at the front of every row; names: the criteria; scores and ties (K, N);
+    gaussian: the null's figures (fpgm.study.agreement.figures) of the criteria that look at the
+    weight alone, from `draws` networks.
     """
 
     where: Row
     names: Sequence[str]
     rates: tuple[float, ...]
     scores: Array
-    again: Array
     ties: Array
-    perturbed: Mapping[str, str]
-    plain: Sequence[str]
     gaussian: Mapping[str, Array]
     draws: int
 
     @property
     def filters(self) -> int:
         return int(self.scores.shape[1])
+
+    @property
+    def plain(self) -> list[str]:
+        return weight_only(self.names)
 
     @property
     def pairs(self) -> list[tuple[tuple[int, str], tuple[int, str]]]:
@@ -121,7 +122,7 @@ def similarity(r: Ranking) -> list[Row]:
 
 def overlaps(r: Ranking) -> list[Row]:
     """A row for each pair of criteria and rate."""
-    shared, rows = overlap(r.scores, r.rates, r.ties[0]), []
+    shared, rows = overlap(r.scores, r.rates, r.ties), []
     for (i, a), (j, b) in r.pairs:
         kind, null = r.null(a, b)
         rows += [
@@ -147,18 +148,17 @@ def applicability(r: Ranking) -> list[Row]:
     return rows
 
 
-def cuts(r: Ranking) -> list[Row]:
-    """A row for each criterion and rate."""
-    gap, held = gaps(r.scores, r.rates), stability(r.scores, r.again, r.rates, r.ties)
-    return [
-        {
-            **r.where, "criterion": name, "rate": rate, "pruned": pruned_count(r.filters, rate),
-            "gap_over_std": number(gap[k, i]), "stability": number(held[k, i]),
-            "perturbed": r.perturbed[name],
-        }
-        for i, name in enumerate(r.names)
-        for k, rate in enumerate(r.rates)
-    ]  # fmt: skip
+def held(r: Ranking, again: Mapping[str, Array], seed: int) -> list[Row]:
+    """A row for each rate and criterion of `again`: (D, N) its scores from other batches."""
+    layer, rows = r.where["layer"], []
+    for name, others in again.items():
+        ties = tie_order([name], layer, (1 + len(others), r.filters), seed)[:, 0]
+        shares = stability(r.scores[r.names.index(name)], others, r.rates, ties)
+        rows += [
+            {"layer": layer, "criterion": name, "rate": rate, "stability": number(share)}
+            for rate, share in zip(r.rates, shares, strict=True)
+        ]
+    return rows
 
 
 def collapse(
@@ -249,20 +249,17 @@ def relation(correlation: float | None, null: float | None, z: float | None) -> 
 def criteria(study: Study) -> list[Row]:
     """A row for each criterion: medians over layers of its spread, and how its choice holds."""
     rows = []
-    held = grouped(study["cuts"], "criterion", "scope")
+    held = grouped(study["stability"], "criterion")
     for (name,), every in grouped(study["applicability"], "criterion").items():
         rankings = [row for row in every if row["scope"] == "layer"] or every
         scope = rankings[0]["scope"]
-        at = held[name, scope]
         rows.append(
             {
                 "criterion": name, "scope": scope, "rankings": len(rankings),
                 "cv": median(row["cv"] for row in rankings),
                 "cv_null": median(row["cv_null"] for row in rankings),
                 "tie_rate": mean(row["tie_rate"] for row in rankings),
-                "gap_over_std": median(row["gap_over_std"] for row in at),
-                "stability": mean(row["stability"] for row in at),
-                "perturbed": at[0]["perturbed"],
+                "stability": mean(row["stability"] for row in held.get((name,), ())),
             }
         )  # fmt: skip
     return rows
