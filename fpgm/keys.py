@@ -13,6 +13,9 @@ PACKAGE = Path(__file__).resolve().parent
 CONFIGS = next(c for c in (PACKAGE / "configs", PACKAGE.parent / "configs") if c.is_dir())
 
 
+SHIPPED = "fpgm.compaction.shipped:network"  # what builds arch=compact
+
+
 def suggestion(key: str, choices: Iterable[str]) -> str:
     """'did you mean ...?' for a mistyped key: by the whole of it, else by its last part."""
     choices = sorted(choices)
@@ -47,6 +50,8 @@ def network(arch: str | Mapping[str, Any]) -> str:
     timm:mobilenetv3_large_100, package.module:function."""
     if isinstance(arch, str):
         return arch
+    if arch.get("source") == "compact":
+        return SHIPPED
     return str(arch.get("build")) if arch.get("source") == "own" else f"timm:{arch.get('name')}"
 
 
@@ -57,6 +62,7 @@ def network_options(arch: str | Mapping[str, Any]) -> dict[str, Any]:
 
 
 def network_words(arch: str | Mapping[str, Any]) -> str:
-    """Both, as a table names the network: resnet20, my_nets:tiny width=8."""
+    """Both, as a table names the network: resnet20, my_nets:tiny width=8, compact run=RUN_DIR."""
     options = [f"{key}={value}" for key, value in flatten(network_options(arch)).items()]
-    return " ".join([network(arch), *options])
+    name = network(arch)
+    return " ".join(["compact" if name == SHIPPED else name, *options])

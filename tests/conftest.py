@@ -11,7 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from PIL import Image
+
+# How long an example takes is the machine's business: beside other work some take seconds.
+settings.register_profile("fpgm", deadline=None)
+settings.load_profile("fpgm")
 
 
 @pytest.fixture

@@ -38,9 +38,10 @@ def options(group: str) -> list[str]:
 def test_every_file_in_configs_makes_a_valid_run(word: str) -> None:
     root = ["dataset.root=x"]
     timm, own = ["arch.name=resnet18"], ["arch.build=own_networks:tiny"]
-    extra = {"arch=timm": timm, "arch=own": own,
+    extra = {"arch=timm": timm, "arch=own": own, "arch=compact": ["pretrained=x"],
              "dataset=image_folder": root, "dataset=imagenet": root,
              "method=reconstruction": ["pretrained=x"], "method=inq": ["pretrained=x"],
+             "method=ttq": ["rate=0"], "method=shared_kernels": ["rate=0", "pretrained=x"],
              **{f"schedule={name}": ["pretrained=x"] for name in TRAINED}}  # fmt: skip
     config = asked(compose(word, *extra.get(word, [])))
     group, option = word.split("=")
@@ -52,7 +53,7 @@ def test_every_file_in_configs_makes_a_valid_run(word: str) -> None:
 
 
 def test_every_network_and_criterion_is_offered_on_the_command_line() -> None:
-    assert options("arch") == sorted([*MODELS, "own", "timm"])
+    assert options("arch") == sorted([*MODELS, "compact", "own", "timm"])
     assert options("criterion") == sorted(CRITERIA)
 
 

@@ -24,7 +24,7 @@ from fpgm.data.images import Images
 from fpgm.errors import BudgetError, Error
 from fpgm.graph.cost import cost
 from fpgm.machine.device import choose_device, environment
-from fpgm.networks.low_rank import WAYS, ZHANG
+from fpgm.networks.layers import WAYS, ZHANG
 from fpgm.runs import checkpoint
 from fpgm.runs.files import write_text
 from fpgm.runs.run import read_config

@@ -14,7 +14,7 @@ from fpgm.compaction.constants import Keep, analyse
 from fpgm.compaction.rewriting import rewrite
 from fpgm.errors import CheckpointError
 from fpgm.graph.trace import trace
-from fpgm.networks.low_rank import split
+from fpgm.networks.layers import split
 from fpgm.networks.models import model as build_model
 from fpgm.networks.modes import evaluating, exact
 from fpgm.runs.checkpoint import read

@@ -16,14 +16,14 @@ from fpgm.runs.checkpoint import read
 def network(
     num_classes: int,
     in_channels: int,
-    run: str | None = None,
+    run: str = "",
     made: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """The network of a run's compact.pt, or of that file, its weights as they start.
 
     made: what such a file says of its network, in place of one; the network has it as `rebuilt_by`,
-    so that what is trained from it needs the first run no longer. Raises Error where it is not
-    said which run, and for another number of classes or channels, CheckpointError.
+    so that what is trained from it needs the first run no longer. Raises Error for another number
+    of classes or channels, CheckpointError.
     """
     if made is None:
         made = _read(run)
@@ -38,9 +38,7 @@ def network(
     return built.train()
 
 
-def _read(run: str | None) -> dict[str, Any]:
-    if run is None:
-        raise Error("arch.run=null: whose compact network? arch.run=RUN_DIR, or pretrained=RUN_DIR")
+def _read(run: str) -> dict[str, Any]:
     path = Path(run).expanduser()
     path = path / "compact.pt" if path.is_dir() else path
     try:

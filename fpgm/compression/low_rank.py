@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fpgm.networks.low_rank import TAI, Bordered, split
+from fpgm.networks.layers import TAI, Bordered, split
 from fpgm.networks.modes import evaluating, exact
 
 

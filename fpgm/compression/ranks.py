@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fpgm.errors import BudgetError
-from fpgm.networks.low_rank import TAI
+from fpgm.networks.layers import TAI
 from fpgm.networks.modes import evaluating
 from fpgm.shipping.knapsack import knapsack
 

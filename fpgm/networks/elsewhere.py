@@ -19,6 +19,7 @@ from fpgm.keys import network, network_options, suggestion
 
 TIMM = "timm:"
 _CHOICES = "arch=timm arch.name=NAME or arch=own arch.build=package.module:function"
+_KEYS = {"timm": "name", "own": "build", "compact": "run"}  # what names the network
 # Arguments of a network that `arch.` does not set, and what does.
 _ELSEWHERE = {
     **dict.fromkeys(("num_classes", "in_channels", "in_chans"), "the images say that"),
@@ -33,14 +34,15 @@ def problems(arch: str | Mapping[str, Any], pretrained: str | None) -> Iterator[
         yield "pretrained=timm: only with arch=timm arch.name=NAME"
     if isinstance(arch, str):
         return
-    key = {"timm": "name", "own": "build"}.get(str(source))
+    key = _KEYS.get(str(source))
     if key is None:
         wrong, value = next(iter(arch.items()), ("KEY", "VALUE"))
         yield f"arch.{wrong}={value}: only with {_CHOICES}"
         return
     if not isinstance(arch.get(key), str):
         given = "null" if arch.get(key) is None else arch[key]
-        yield f"arch.{key}={given}: which network? {_CHOICES}"
+        choices = "pretrained=RUN_DIR or arch.run=RUN_DIR" if key == "run" else _CHOICES
+        yield f"arch.{key}={given}: which network? {choices}"
         return
     options = {k: v for k, v in arch.items() if k not in ("source", key)}
     for option in options.keys() & _ELSEWHERE.keys():

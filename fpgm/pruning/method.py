@@ -120,6 +120,7 @@ class Method:
     """
 
     name: ClassVar[str]
+    quantises: ClassVar[bool] = False  # whether it says which values weights may have
 
     def __init__(self, task: Task) -> None:
         self.task = task

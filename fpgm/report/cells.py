@@ -85,16 +85,31 @@ class Cell:
         values = [run.entry(part).get(key) for run in self.runs]
         return None if None in values else Spread.of(values)
 
-    def times(self, *batches: int) -> list[Spread | None]:
+    def times(self, *batches: int, of: str = "compact_ms") -> list[Spread | None]:
         """By batch, the compact network's time in ONNX Runtime, as a share of the dense one's; None
-        where fpgm-latency has not measured some run."""
-        known = [{row["batch"]: 1 / row["speed_up"] for row in run.times} for run in self.runs]
+        where fpgm-latency has not measured some run. of: compact_int8_ms for int8."""
+        known = [
+            {row["batch"]: row[of] / row["dense_ms"] for row in run.times if of in row}
+            for run in self.runs
+        ]
         return [
             Spread.of([times[batch] for times in known])
             if all(batch in times for times in known)
             else None
             for batch in batches
         ]
+
+    @property
+    def int8(self) -> Spread | None:
+        """Accuracy of the compact network in int8; None where some run has not been asked."""
+        values = [run.int8 for run in self.runs if run.int8 is not None]
+        return Spread.of(values) if len(values) == len(self.runs) else None
+
+    @property
+    def packed(self) -> Spread | None:
+        """Bytes of the packed network; None where some run's weights have too many values."""
+        files = [run.entry("compact").get("packed") for run in self.runs]
+        return Spread.of([file["bytes"] for file in files]) if all(files) else None
 
     def spread(self, *keys: str) -> Spread:
         """Of an entry of report.json, over the seeds."""

@@ -22,7 +22,8 @@ from fpgm.runs.run import SCHEMA
 class Found:
     """A run directory. report: None unless the run is done and can be read; history: its epochs so
     far; problem: why its result is not counted, None if it is; times: what fpgm-latency measured in
-    ONNX Runtime, {batch, dense_ms, compact_ms, speed_up} each."""
+    ONNX Runtime, {batch, dense_ms, compact_ms, speed_up} each; with --int8 also compact_int8_ms,
+    and int8: top-1 accuracy of the compact network in int8, in percent."""
 
     directory: Path
     config: dict[str, Any]
@@ -30,6 +31,7 @@ class Found:
     history: list[dict[str, float]]
     problem: str | None
     times: list[dict[str, float]] = field(default_factory=list)
+    int8: float | None = None
 
     def entry(self, *keys: str) -> Any:
         """Of report.json."""
@@ -78,7 +80,8 @@ def read(directory: Path) -> Found:
         report = _report(directory / "report.json", len(history), config["epochs"])
     except Error as error:
         return Found(directory, config, None, history, str(error))
-    return Found(directory, config, report, history, None, _times(directory / "latency.json"))
+    times, int8 = _times(directory / "latency.json")
+    return Found(directory, config, report, history, None, times, int8)
 
 
 _KEYS = {
@@ -102,12 +105,15 @@ def _history(path: Path) -> list[dict[str, float]]:
         return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
 
 
-def _times(path: Path) -> list[dict[str, float]]:
+def _times(path: Path) -> tuple[list[dict[str, float]], float | None]:
+    """Times in ONNX Runtime, and the accuracy in int8."""
     try:
-        rows = json.loads(path.read_text())["rows"] if path.exists() else []
-        return [row for row in rows if row["runtime"] == "onnxruntime"]
-    except (ValueError, KeyError, TypeError):
-        return []  # the run itself counts
+        measured = json.loads(path.read_text()) if path.exists() else {"rows": []}
+        rows = [row for row in measured["rows"] if row["runtime"] == "onnxruntime"]
+        int8 = measured.get("int8", {}).get("compact", {}).get("accuracy", {}).get("int8")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return [], None  # the run itself counts
+    return rows, int8
 
 
 def _report(path: Path, done: int, epochs: int) -> dict[str, Any]:

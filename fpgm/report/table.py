@@ -13,7 +13,7 @@ from fpgm.report.collect import Found, Missing
 HEADER = (
     "network", "method", "rate", "start", "seeds", "first zeroing %", "held-out %", "top-1 %",
     "best %", "error reduction", "paper %", "difference", "verdict", "MACs", "paper's",
-    "time, batch 1", "time, batch 128", "same answer",
+    "time, batch 1", "time, batch 128", "int8 top-1 %", "int8 time", "packed", "same answer",
 )  # fmt: skip
 NOTE = (
     "top-1: of the compact network after the last epoch, mean ± sample standard deviation over the "
@@ -25,7 +25,9 @@ NOTE = (
     "difference: ours after the last epoch minus the paper's; within a spread: no larger "
     "than that standard deviation. MACs: reduction, counted on the "
     "compact network; the paper's is its closed form with fractional channels. time: the compact "
-    "network's in ONNX Runtime, of the dense one's, where fpgm-latency has measured it. same "
+    "network's in ONNX Runtime, of the dense one's, where fpgm-latency has measured it; int8: of "
+    "the compact network in int8 (fpgm-latency --int8), its time for a batch of 128 of the dense "
+    "one's in float. packed: bytes of weights.bN, where the weights have few values. same "
     "answer: of the compact network and the zeroed one, share of the test images."
 )
 Shown = str | tuple[float, str]  # what it is sorted by, and how it is shown
@@ -57,7 +59,7 @@ def _row(cell: Cell, baseline: Cell | None) -> tuple[Shown, ...]:
         published = (paper.top1, str(Spread(paper.top1, paper.std)))
     cut = "" if paper is None or paper.macs_reduction is None else _percent(-paper.macs_reduction)
     if cell.problem:
-        return (*head, "", "", "", cell.problem, "", "", published, "", "", "", cut, "", "", "")
+        return (*head, "", "", "", cell.problem, "", "", published, "", "", "", cut, *[""] * 6)
     last, best = cell.spread("accuracy", "compact_last"), cell.spread("accuracy", "best", "zeroed")
     difference: Shown = ""
     if paper is not None and paper.top1 is not None and cell.comparable:
@@ -71,6 +73,9 @@ def _row(cell: Cell, baseline: Cell | None) -> tuple[Shown, ...]:
         (held.mean, str(held)) if held else "", (last.mean, str(last)), (best.mean, str(best)),
         "" if fewer is None else _percent(fewer, 2), published, difference, cell.verdict(),
         _percent(-cell.spread("reduction", "macs").mean), cut, *map(_share, cell.times(1, 128)),
+        (cell.int8.mean, str(cell.int8)) if cell.int8 else "",
+        *map(_share, cell.times(128, of="compact_int8_ms")),
+        (cell.packed.mean, f"{cell.packed.mean:,.0f}") if cell.packed else "",
         # 100 % only where it is all of them
         (same, "100 %" if same == 1 else f"{min(100 * same, 99.99):.2f} %"),
     )  # fmt: skip
@@ -158,6 +163,8 @@ def numbers(cell: Cell, baseline: Cell | None = None) -> dict[str, Any]:
         held, times = cell.known("accuracy", "validation_last"), cell.times(1, 128)
         ours["validation_mean"] = held and held.mean
         ours |= {f"time_{b}": t and t.mean for b, t in zip((1, 128), times, strict=True)}
+        ours |= {"int8_top1": cell.int8 and cell.int8.mean}
+        ours |= {"packed_bytes": cell.packed and cell.packed.mean}
         ours["error_reduction"] = error_reduction(cell, baseline)
     paper = cell.paper
     return {
@@ -166,6 +173,7 @@ def numbers(cell: Cell, baseline: Cell | None = None) -> dict[str, Any]:
         **{key: ours.get(key) for key in ("top1_mean", "top1_std", "best_mean", "best_std")},
         **{key: ours.get(key) for key in ("first_zeroing_mean", "error_reduction")},
         **{key: ours.get(key) for key in ("validation_mean", "time_1", "time_128")},
+        **{key: ours.get(key) for key in ("int8_top1", "packed_bytes")},
         "paper_top1": paper and paper.top1, "paper_std": paper and paper.std,
         "paper_trust": paper and paper.trust, "paper_note": paper and paper.note,
         "verdict": cell.verdict(), "macs": ours.get("macs"),

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fpgm.errors import CheckpointError, first_line
+from fpgm.runs import packing
 from fpgm.runs.files import write_bytes
 
 
@@ -39,10 +40,15 @@ def read(path: Path, keys: Iterable[str] = ()) -> dict[str, Any]:
         raise CheckpointError(f"{path}: truncated or damaged ({first_line(error)})") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: not written by fpgm, holds a {type(content).__name__}")
+    if "packed" in content:
+        try:
+            content = packing.unpack(content["packed"])
+        except Exception as error:  # whatever a damaged file causes
+            raise CheckpointError(f"{path}: truncated or damaged ({first_line(error)})") from error
     missing = [key for key in keys if key not in content]
     if missing:
         raise CheckpointError(f"{path}: not written by fpgm, has no {missing[0]!r}")
-    return content
+    return dict(content)
 
 
 def save_epoch(directory: Path, state: Mapping[str, Any]) -> None:

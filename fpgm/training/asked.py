@@ -108,6 +108,7 @@ def _rule_problems(config: Pruning) -> Iterator[str]:
 
 
 def _method_problems(config: Pruning, from_scratch: bool) -> Iterator[str]:
+    quantising = []
     beside = {f"method.{key}.": ("method", chosen) for key, chosen in config.method.items()}
     for prefix, (group, chosen) in {"schedule.": ("schedule", config.schedule), **beside}.items():
         try:
@@ -116,5 +117,11 @@ def _method_problems(config: Pruning, from_scratch: bool) -> Iterator[str]:
         except Error as error:
             yield from str(error).splitlines()
             continue
+        quantising += [chosen.name] if method.quantises else []
         yield from method.check(chosen.options, prefix)
         yield from method.problems(goal, from_scratch)
+    if len(quantising) > 1:
+        yield (
+            f"method={','.join(quantising)}: each of them says which values the weights may have; "
+            f"one in a run, method={quantising[0]}"
+        )

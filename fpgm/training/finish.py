@@ -17,7 +17,7 @@ from fpgm.errors import Error, ShippingError
 from fpgm.graph.cost import Cost, cost, paper_reduction
 from fpgm.graph.trace import trace
 from fpgm.machine.device import environment
-from fpgm.runs import checkpoint
+from fpgm.runs import checkpoint, packing
 from fpgm.runs.run import Run
 from fpgm.selection.ranking import at_floor
 from fpgm.shipping import tuning
@@ -55,23 +55,22 @@ def finish(task: Task, run: Run) -> dict[str, Any]:
     latency, late = timed(task, ballast)
     problems += late
     dense, compacted = (cost(network, images.image_shape) for network in (model, small))
-    c, kept = task.config, {name: len(filters) for name, filters in keep.items()}
-    ranked = task.schedule.rule.one_ranking
-    floor = at_floor(task.prunable.groups, kept, c.align, c.floor) if ranked else []
+    kept = {name: len(filters) for name, filters in keep.items()}
     report = result.report(
-        config=c.as_dict(),
+        config=task.config.as_dict(),
         environment=environment(task.device, task.precision),
         history=task.history,
         readings=asdict(task.readings),
         judged_on=task.judged_on,
         costs=(dense, compacted),
         sizes=sizes,
+        packed=save_packed(task),
         paper_macs=_paper_macs(task, dense),
         accuracies=(accuracy(full, labels), accuracy(reduced, labels)),
         top5=accuracy(reduced, labels, top=5) if len(images.classes) >= MANY_CLASSES else None,
         equivalence=measured,
         kept=kept,
-        collapsed=floor,
+        collapsed=_collapsed(task, kept),
         settled=task.schedule.settled_at,
         tuning=tuned.summary() if tuned else None,
         latency=latency,
@@ -118,6 +117,24 @@ def save(task: Task, name: str, network: nn.Module, more: dict[str, Any]) -> int
     weights = {key: value.cpu() for key, value in network.state_dict().items()}
     checkpoint.write(task.directory / name, {**about, "state_dict": weights})
     return (task.directory / name).stat().st_size
+
+
+def _collapsed(task: Task, kept: Mapping[str, int]) -> list[str]:
+    """Layers that one ranking over the network has pruned down to the floor."""
+    c = task.config
+    ranked = task.schedule.rule.one_ranking
+    return at_floor(task.prunable.groups, kept, c.align, c.floor) if ranked else []
+
+
+def save_packed(task: Task) -> dict[str, Any] | None:
+    """Write compact.pt once more in the bits that its weights need, as weights.bN, where N do for
+    most. Returns the file's name, its bytes and N; None where there are too many values."""
+    content, bits = packing.pack(checkpoint.read(task.directory / "compact.pt"))
+    if not bits:
+        return None
+    path = task.directory / f"weights.b{bits}"
+    checkpoint.write(path, {"packed": content})
+    return {"file": path.name, "bytes": path.stat().st_size, "bits": bits}
 
 
 def _some(task: Task) -> Tensor:

@@ -74,6 +74,7 @@ def report(
     judged_on: str,
     costs: tuple[Cost, Cost],
     sizes: tuple[int, int],
+    packed: Mapping[str, Any] | None,
     paper_macs: float | None,
     accuracies: tuple[float, float],
     top5: float | None,
@@ -105,6 +106,7 @@ def report(
             "macs_per_batch": small.macs_per_batch,
             "params": small.params,
             "bytes": sizes[1],
+            "packed": packed,
         },
         "reduction": {
             "macs": 100 * (1 - small.macs / dense.macs),
@@ -203,19 +205,9 @@ def table(report: Mapping[str, Any], directory: str) -> str:
     accuracy, same = report["accuracy"], report["equivalence"]
     rows = [
         ("", "dense", "compact", "change"),
-        ("MACs", f"{dense['macs']:,}", f"{small['macs']:,}", f"{0 - cut['macs']:+.2f} %"),
-        (
-            "parameters",
-            f"{dense['params']:,}",
-            f"{small['params']:,}",
-            f"{0 - cut['params']:+.2f} %",
-        ),
-        (
-            "file, bytes",
-            f"{dense['bytes']:,}",
-            f"{small['bytes']:,}",
-            f"{100 * (small['bytes'] / dense['bytes'] - 1):+.2f} %",
-        ),
+        _changed("MACs", dense["macs"], small["macs"]),
+        _changed("parameters", dense["params"], small["params"]),
+        _changed("file, bytes", dense["bytes"], small["bytes"]),
     ]
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     lines = [
@@ -224,6 +216,8 @@ def table(report: Mapping[str, Any], directory: str) -> str:
     ]
     if cut["paper_macs"] is not None:
         lines.append(f"the papers' closed form for this rate: {0 - cut['paper_macs']:+.2f} % MACs")
+    if small.get("packed"):  # reports of before have none
+        lines.append(_packed_line(small["packed"], dense["bytes"], directory))
     collapsed = report["pruning"].get("collapsed", [])
     if collapsed:
         lines.append(f"pruned down to the floor, {len(collapsed)} layers: {', '.join(collapsed)}")
@@ -247,6 +241,17 @@ def table(report: Mapping[str, Any], directory: str) -> str:
         f"the network: {directory}/compact.pt",
     ]
     return "\n".join(lines)
+
+
+def _changed(what: str, before: int, after: int) -> tuple[str, str, str, str]:
+    return what, f"{before:,}", f"{after:,}", f"{100 * (after / before - 1):+.2f} %"
+
+
+def _packed_line(packed: Mapping[str, Any], dense: int, directory: str) -> str:
+    return (
+        f"packed with {packed['bits']} bits for a weight: {directory}/{packed['file']}, "
+        f"{packed['bytes']:,} bytes, {dense / packed['bytes']:.1f} times smaller than dense"
+    )
 
 
 def _latency_lines(latency: Mapping[str, Any]) -> list[str]:

@@ -106,5 +106,5 @@ def test_another_data_set_than_the_compact_network_tells_is_refused(
     assert status == 0, err
     status, _, err = run(tmp_path, "dataset=digits", "arch=compact", "rate=0", "epochs=1")
     assert status == 1
-    assert "arch.run=null: whose compact network?" in err
+    assert "arch.run=null: which network? pretrained=RUN_DIR or arch.run=RUN_DIR" in err
     assert len(err.strip().splitlines()) == 1

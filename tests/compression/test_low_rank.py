@@ -14,8 +14,7 @@ from zoo import randomised, zeroed
 
 import fpgm
 from fpgm.compression import low_rank
-from fpgm.networks.layers import BorderConv2d, SameConv2d
-from fpgm.networks.low_rank import WAYS, Bordered
+from fpgm.networks.layers import WAYS, BorderConv2d, Bordered, SameConv2d
 from fpgm.runs import checkpoint
 
 

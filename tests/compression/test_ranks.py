@@ -14,7 +14,7 @@ from torch import nn
 import fpgm
 from fpgm.compression import low_rank, ranks
 from fpgm.errors import BudgetError
-from fpgm.networks.low_rank import WAYS
+from fpgm.networks.layers import WAYS
 
 
 @st.composite

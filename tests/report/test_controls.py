@@ -108,11 +108,20 @@ def test_times_stand_in_the_table_once_they_are_measured(tmp_path: Path) -> None
 
     study(tmp_path, [85.0, 85.3], [84.0, 84.2], [70.0, 70.0])
     before = report([tmp_path], tmp_path)
-    for seed, speed in enumerate((1.6, 2.0)):
-        rows = [{"runtime": "onnxruntime", "batch": batch, "speed_up": speed} for batch in (1, 128)]
-        (tmp_path / f"gm,seed={seed}" / "latency.json").write_text(json.dumps({"rows": rows}))
+    for seed, time in enumerate((5.0, 6.0)):
+        times = {"dense_ms": 10.0, "compact_ms": time, "compact_int8_ms": time / 2}
+        rows = [{"runtime": "onnxruntime", "batch": batch, **times} for batch in (1, 128)]
+        int8 = {"compact": {"accuracy": {"float": 84.0, "int8": 83.5 + seed}}}
+        place = tmp_path / f"gm,seed={seed}"
+        (place / "latency.json").write_text(json.dumps({"rows": rows, "int8": int8}))
+        content = json.loads((place / "report.json").read_text())
+        content["compact"]["packed"] = {"file": "weights.b5", "bytes": 1000 + seed, "bits": 5}
+        (place / "report.json").write_text(json.dumps(content))
     after = report([tmp_path], tmp_path)
-    assert "time, batch 1" not in before
-    assert "time, batch 1" in after
+    for column in ("time, batch 1", "int8 top-1 %", "int8 time", "packed"):
+        assert column not in before
+        assert column in after
+    assert "84.00 ± 0.71  0.28       1,000" in after
     row = next(row for row in summary(tmp_path) if row["time_1"])
-    assert float(row["time_128"]) == pytest.approx((1 / 1.6 + 1 / 2) / 2)
+    assert float(row["time_128"]) == pytest.approx(0.55)
+    assert (float(row["int8_top1"]), float(row["packed_bytes"])) == (84.0, 1000.5)

@@ -34,6 +34,7 @@ class INQ(Method):
     """
 
     name: ClassVar[str] = "inq"
+    quantises = True
 
     def __init__(
         self,
@@ -123,21 +124,12 @@ class INQ(Method):
         self._round(1.0)  # whatever the schedule has done at the end, and without any epoch
 
     def closing(self, small: nn.Module) -> dict[str, Any]:
-        """bits; weights of the compact network; exact: how many of them are 0 or a power of two;
-        packed: bytes, at so many bits for a weight, a byte for each layer's largest exponent and
-        four for each other value."""
+        """bits; weights of the compact network; exact: how many of them are 0 or a power of two."""
         weights = [weight.detach() for weight in weights_of(small).values()]
         count = sum(weight.numel() for weight in weights)
         exact = sum(int(is_power_of_two(weight).sum()) for weight in weights)
-        others = sum(value.numel() for value in small.state_dict().values()) - count
-        packed = sum(math.ceil(w.numel() * self._bits / 8) + 1 for w in weights) + 4 * others
-        said = (
-            f"{exact:,} of {count:,} weights are 0 or a power of two: at {self._bits} bits "
-            f"{packed:,} bytes, with {others:,} other values in float32"
-        )
-        return {
-            "bits": self._bits, "weights": count, "exact": exact, "packed": packed, "said": said,
-        }  # fmt: skip
+        said = f"{exact:,} of {count:,} weights are 0 or a power of two"
+        return {"bits": self._bits, "weights": count, "exact": exact, "said": said}
 
     def state(self) -> dict[str, Any]:
         return {"rounded": dict(self._rounded), "top": dict(self._top)}
