@@ -24,23 +24,16 @@ fpgm-study checkpoint.pt --arch resnet56             a checkpoint of fpgm, or a 
 fpgm-study --arch resnet50 --weights torchvision     torchvision's; without --weights a random start
 fpgm-study run_a run_b run_c --out DIR               several networks, and one table over them
 fpgm-study --arch resnet18,vgg16_bn --out DIR        the same of several architectures
+fpgm-study --alike outputs/criteria                  do similar rankings give similar networks?
 """
 
 
 def write(study: Mapping[str, Any], directory: Path) -> None:
-    """study.json, study.html, and a CSV for each table that is not empty; one of that name that an
-    earlier study left is removed. Raises OSError."""
-    from fpgm.report.table import comma_separated
+    """study.json, study.html, and the tables. Raises OSError."""
     from fpgm.runs.files import write_text
     from fpgm.study.drawing import html
 
-    directory.mkdir(parents=True, exist_ok=True)
-    for name in TABLES:
-        if study[name]:
-            write_text(directory / f"{name}.csv", comma_separated(study[name]))
-        else:
-            (directory / f"{name}.csv").unlink(missing_ok=True)
-    write_text(directory / "study.html", html(study))
+    _written(directory, "study.html", html(study), {name: study[name] for name in TABLES})
     # A row for each filter and criterion is for the CSV alone.
     plain = {key: value for key, value in study.items() if key != "ranks"}
     write_text(directory / "study.json", json.dumps(plain, indent=1, allow_nan=False) + "\n")
@@ -66,6 +59,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="random|torchvision|RUN",
         help="of --arch: a random start (default), torchvision's, or those of a run or checkpoint",
     )
+    add("--alike", action="store_true", help="compare runs that differ in the criterion instead")
     add("--criteria", type=_names, help="default: all that the network and its images can serve")
     add("--rates", type=_rates, help="shares of filters to prune, default: 0.1 to 0.7")
     add("--normalise", metavar="|".join(NORMALISE), help="layers in one ranking, default: mean")
@@ -90,6 +84,8 @@ def _rates(words: str) -> tuple[float, ...]:
 def study(words: argparse.Namespace) -> Path:
     """Examine the networks and write the study; returns its page. Prints the ten lines of one
     network, or a line for each of several: what cannot be studied is named and left out."""
+    if words.alike:
+        return _alike(words)
     values = {field.name: getattr(words, field.name) for field in dataclasses.fields(Settings)}
     settings = Settings(**{name: value for name, value in values.items() if value is not None})
     asked = _asked(words)
@@ -120,9 +116,39 @@ def study(words: argparse.Namespace) -> Path:
         raise Error("none of the networks can be studied")
     rows = networks([*done.values()])
     lines = several(rows, [*done.values()])
-    _write_overview(directory, rows, overview(lines, rows, [f"{name}/study.html" for name in done]))
     print("\n".join(lines))
-    return directory / "networks.html"
+    page = overview(lines, rows, [f"{name}/study.html" for name in done])
+    return _written(directory, "networks.html", page, {"networks": rows})
+
+
+def _alike(words: argparse.Namespace) -> Path:
+    from fpgm.study.alike import compare
+    from fpgm.study.drawing import likeness
+
+    if not words.networks:
+        raise Error("--alike: give the folder of runs, as in fpgm-study --alike outputs/criteria")
+    found = compare(words.networks, words.data)
+    for name, lines in found["lines"].items():
+        print("\n".join([f"{name}:", *lines]))
+    out = words.out or words.networks[0] / "alike"
+    tables = {name: found[name] for name in ("criteria", "pairs")}
+    return _written(out, "alike.html", likeness(found), tables)
+
+
+def _written(directory: Path, name: str, page: str, tables: Mapping[str, Any]) -> Path:
+    """The page and a CSV for each table that is not empty; one of that name that was left by
+    something earlier is removed. Raises OSError."""
+    from fpgm.report.table import comma_separated
+    from fpgm.runs.files import write_text
+
+    directory.mkdir(parents=True, exist_ok=True)
+    for table, rows in tables.items():
+        if rows:
+            write_text(directory / f"{table}.csv", comma_separated(rows))
+        else:
+            (directory / f"{table}.csv").unlink(missing_ok=True)
+    write_text(directory / name, page)
+    return directory / name
 
 
 def _asked(words: argparse.Namespace) -> list[tuple[Path | None, str | None]]:
@@ -151,14 +177,6 @@ def _unused(name: str, taken: Mapping[str, Any]) -> str:
     """A directory's name that no other network has."""
     others = (f"{name}-{count}" for count in itertools.count(2))
     return next(each for each in itertools.chain([name], others) if each not in taken)
-
-
-def _write_overview(directory: Path, rows: list[dict[str, Any]], content: str) -> None:
-    from fpgm.report.table import comma_separated
-    from fpgm.runs.files import write_text
-
-    write_text(directory / "networks.csv", comma_separated(rows))
-    write_text(directory / "networks.html", content)
 
 
 def main(argv: list[str] | None = None) -> None:

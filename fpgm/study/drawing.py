@@ -99,7 +99,44 @@ def overview(lines: Sequence[str], rows: Sequence[Row], pages: Sequence[str]) ->
     )
 
 
+def likeness(found: Mapping[str, Any]) -> str:
+    """The page of runs that differ in the criterion (fpgm.study.alike.compare)."""
+    sections: list[tuple[str, Sequence[Markup]]] = []
+    for name, lines in found["lines"].items():
+        of = [[r for r in found[key] if r["runs"] == name] for key in ("criteria", "pairs")]
+        caption = (
+            f"{name}: a dot for each pair of criteria. Left: do similar rankings prune similar "
+            "filters? Right: do similar sets end at similar accuracy?"
+        )
+        tables = [
+            folded(words, [table(list(rows[0])[1:], (list(row.values())[1:] for row in rows))])
+            for words, rows in zip(("Criteria", "Pairs"), of, strict=True)
+        ]
+        sections.append((name, [bullets(lines), figure(_scatters(of[1]), caption), *tables]))
+    return page(
+        "Do similar rankings give similar pruned networks?",
+        "Runs from one baseline that differ in the criterion alone. Spearman: of the rankings, the "
+        "mean over layers; Jaccard: overlap of the pruned sets; difference: of top-1 in points.",
+        sections,
+    )
+
+
 # Pictures.
+
+
+def _scatters(pairs: Sequence[Row]) -> Figure:
+    from matplotlib.figure import Figure
+
+    drawing = Figure(figsize=(8, 3.4), layout="constrained")
+    left, right = drawing.subplots(1, 2)
+    for axes, across, up in ((left, "spearman", "jaccard"), (right, "jaccard", "difference")):
+        defined = [(r[across], r[up]) for r in pairs if None not in (r[across], r[up])]
+        axes.plot([x for x, _ in defined], [abs(y) for _, y in defined], "o", color=COLOURS[0])
+        axes.grid(color="#e6e8eb", linewidth=0.8)
+        axes.spines[["top", "right"]].set_visible(False)
+    left.set(xlabel="Spearman of the rankings", ylabel="overlap of what is pruned")
+    right.set(xlabel="overlap of what is pruned", ylabel="|difference| in top-1, points")
+    return drawing
 
 
 def _pictures(study: Study) -> list[Markup]:
