@@ -45,11 +45,10 @@ OTHER_MEANINGS = {
     ("study.settings", "l2"),
     ("study.subject", "random"),  # a random start
 }
-# And a schedule's: the papers' tables, a method of Kendall's tau.
+# And a schedule's: the papers' tables.
 OTHER_SCHEDULES = {
     ("report.paper", "soft"),
     ("report.paper", "frozen"),
-    ("study.agreement", "asymptotic"),
     ("loops.pruner", "frozen"),  # the public default
 }
 

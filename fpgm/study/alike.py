@@ -23,11 +23,11 @@ from fpgm.report.cells import identity, told_apart
 from fpgm.report.collect import Found, changed, collect
 from fpgm.report.standings import residual
 from fpgm.runs import checkpoint
-from fpgm.study.agreement import Array, in_one_ranking, spearman
 from fpgm.study.scores import Layer, scored_layers
 from fpgm.study.settings import Settings
+from fpgm.study.statistics.agreement import Array, in_one_ranking, spearman
+from fpgm.study.statistics.tables import Row, mean, number
 from fpgm.study.subject import find
-from fpgm.study.tables import Row, mean, number
 
 LEAST = 4  # criteria that a comparison needs
 PERMUTATIONS = 9999

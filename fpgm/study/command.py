@@ -92,8 +92,8 @@ def study(words: argparse.Namespace) -> Path:
     run = asked[0][0] if asked[1:] == [] and asked[0][0] and asked[0][0].is_dir() else None
     directory: Path = words.out or (run / "study" if run else Path("study"))
     from fpgm.study.drawing import overview
+    from fpgm.study.statistics.tables import networks
     from fpgm.study.summary import several
-    from fpgm.study.tables import networks
 
     if not asked[1:]:
         only = _examine(words, *asked[0], settings)

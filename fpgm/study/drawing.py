@@ -5,7 +5,7 @@ matplotlib is imported when something is drawn.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,43 +13,10 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
 from fpgm.page import COLOURS, bullets, curves, figure, folded, page, table, text
-from fpgm.study.tables import BESIDE, FIRST, Row, Study, first, grouped, mean
+from fpgm.study.statistics.tables import BESIDE, FIRST, Row, Study, first, grouped, mean
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-SIMILARITY = {
-    "a": "criterion", "b": "and", "null": "null is", "spearman": "in layers",
-    "spearman_null": "null", "z": "z", "relation": "to its null", "layers_above": "layers above",
-    "layers_below": "below", "least": "least", "least_layer": "in", "global": "network",
-    "global_null": "null", "global_relation": "to its null",
-}  # fmt: skip
-APPLICABILITY = {
-    "criterion": "criterion", "cv": "std / mean", "cv_null": "null", "tie_rate": "ties",
-    "stability": "stability",
-}  # fmt: skip
-ASSUMPTION = {
-    "layer": "layer", "failed": "fails", "filters": "N", "coordinates": "d",
-    "normality_p": "normal: p", "normality_rejected": "rejected", "normality_rejected_null": "null",
-    "normality_ks": "KS", "excess_kurtosis": "excess kurtosis", "mean_p": "mean: p",
-    "mean_rejected": "rejected", "mean_chi2": "\u03c7\u00b2", "mean_chi2_null": "null",
-    "mean_over_std": "|mean| / std", "mean_over_std_null": "null", "variances_p": "variances: p",
-    "bartlett": "Bartlett", "bartlett_p": "its p", "variance_ratio": "max / min",
-    "variance_ratio_null": "null", "correlation_inside": "|r| inside a kernel",
-    "correlation_between": "between", "correlation_null": "null", "cv_norms": "std / mean of norms",
-    "cv_distances": "of distances", "cv_null": "null",
-}  # fmt: skip
-NORMS = {
-    "layer": "layer", "verdict": "verdict", "live": "live", "zero": "zero", "min": "min",
-    "median": "median", "max": "max", "cv": "std / mean", "cv_iid": "iid",
-    "min_over_median": "min / median",
-}  # fmt: skip
-NETWORKS = (
-    "network", "layers", "filters", "tested", "fail normality", "mean", "variances", "rejected",
-    "excess kurtosis", "|mean| / std", "null", "max / min variance", "null", "|r| inside a kernel",
-    "null", "between", "std / mean of norms", "null", "of distances", "pairs", "Spearman", "null",
-    "least", "suits a norm",
-)  # fmt: skip
 
 
 def html(study: Study) -> str:
@@ -59,13 +26,13 @@ def html(study: Study) -> str:
     terms = {"s": study["settings"], "zero": zero, "first": FIRST}
     explained = vars(template.get_template("explained.html").make_module(terms))
     tables = {
-        "Similarity": _table(study["pairs"], SIMILARITY),
+        "Similarity": _table(study["pairs"]),
         "Pruned sets": _overlap(study),
         "First filters": _first(study),
-        "Applicability": _table(study["criteria"], APPLICABILITY),
-        "One ranking": _collapse(study),
-        "The assumption": _table(study["assumption"], ASSUMPTION, lambda row: bool(row["failed"])),
-        "Norms": _table(study["diagnosis"], NORMS, lambda row: row["verdict"] == "suits a norm"),
+        "Applicability": _table(study["criteria"]),
+        "One ranking": _table(study["collapse"], "layers"),
+        "The assumption": _table(study["assumption"], "failed"),
+        "Norms": _table(study["diagnosis"], "suits_norm"),
         "Settings": table(
             ("setting", "value"), ((k, _plain(v)) for k, v in study["settings"].items())
         ),
@@ -95,7 +62,7 @@ def overview(lines: Sequence[str], rows: Sequence[Row], pages: Sequence[str]) ->
         f"Study of {len(rows)} networks",
         "Effects are medians over a network's layers. Spearman: of the pairs of criteria of the "
         "weights alone that all networks share. Each network's own page explains the figures.",
-        (("Answer", [bullets(lines)]), ("Networks", [table(NETWORKS, cells)])),
+        (("Answer", [bullets(lines)]), ("Networks", [table(headings(rows), cells)])),
     )
 
 
@@ -109,7 +76,7 @@ def likeness(found: Mapping[str, Any]) -> str:
             "filters? Right: do similar sets end at similar accuracy?"
         )
         tables = [
-            folded(words, [table(list(rows[0])[1:], (list(row.values())[1:] for row in rows))])
+            folded(words, [table(headings(rows), (list(row.values()) for row in rows))])
             for words, rows in zip(("Criteria", "Pairs"), of, strict=True)
         ]
         sections.append((name, [bullets(lines), figure(_scatters(of[1]), caption), *tables]))
@@ -243,22 +210,14 @@ def _first(study: Study) -> Markup:
     return table(("criterion", f"filters of {layer} that go first"), rows)
 
 
-def _collapse(study: Study) -> Markup | None:
-    rates = study["settings"]["rates"]
-    rows = [
-        (name, *(sum(r["collapsed"] for r in losses if r["rate"] == rate) for rate in rates))
-        for (name,), losses in grouped(study["collapse"], "criterion").items()
-    ]
-    return table(("criterion", *(f"{100 * rate:g} %" for rate in rates)), rows) if rows else None
+def _table(rows: Sequence[Row], marked: str = "") -> Markup | None:
+    """All columns of some rows. marked: the key of those that stand out."""
+    some = [i for i, row in enumerate(rows) if row.get(marked)]
+    return table(headings(rows), (list(row.values()) for row in rows), some) if rows else None
 
 
-def _table(
-    rows: Sequence[Row], columns: Mapping[str, str], marked: Callable[[Row], bool] | None = None
-) -> Markup | None:
-    """columns: key -> heading."""
-    cells = [[row[key] for key in columns] for row in rows]
-    some = [i for i, row in enumerate(rows) if marked and marked(row)]
-    return table(list(columns.values()), cells, some) if rows else None
+def headings(rows: Sequence[Row]) -> list[str]:
+    return [key.replace("_", " ") for key in rows[0]]
 
 
 def _plain(value: Any) -> str:

@@ -8,8 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from fpgm.study import summary, tables
-from fpgm.study.agreement import (
+from fpgm.study import summary
+from fpgm.study.scores import Layer, scored_layers, watched
+from fpgm.study.settings import Settings
+from fpgm.study.statistics import tables
+from fpgm.study.statistics.agreement import (
     Array,
     Shape,
     count_draws,
@@ -18,12 +21,11 @@ from fpgm.study.agreement import (
     in_one_ranking,
     shares,
     tie_order,
+    weight_only,
     whole_network,
 )  # fmt: skip
-from fpgm.study.scores import Layer, scored_layers, watched, weight_only
-from fpgm.study.settings import Settings
+from fpgm.study.statistics.weights import assumption, diagnose, untestable
 from fpgm.study.subject import Subject
-from fpgm.study.weights import assumption, diagnose, untestable
 
 SCHEMA = 2
 Result = dict[str, Any]
@@ -95,9 +97,8 @@ def _over_network(
         return
     rates, how = settings.rates, settings.normalise
     scores = in_one_ranking([layer.matrix(names) for layer in layers], how)
-    filters = {layer.name: layer.shape[0] for layer in layers}
-    lost = shares(scores, list(filters.values()), rates)
-    result["collapse"] += tables.collapse(names, filters, lost, rates)
+    lost = shares(scores, [layer.shape[0] for layer in layers], rates)
+    result["collapse"] += tables.collapse(names, [layer.name for layer in layers], lost, rates)
     plain = weight_only(names)
     deviations = [float(layer.weight.std()) for layer in layers]
     shapes = [layer.shape for layer in layers]

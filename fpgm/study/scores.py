@@ -26,8 +26,8 @@ from fpgm.graph.groups import prunable
 from fpgm.graph.trace import trace
 from fpgm.networks.weights import weight_of
 from fpgm.selection.ranking import levelled
-from fpgm.study.agreement import Array
 from fpgm.study.settings import Settings
+from fpgm.study.statistics.agreement import Array, weight_only
 from fpgm.study.subject import Subject
 
 T = TypeVar("T")
@@ -60,11 +60,6 @@ class Layer:
 def watched(items: Sequence[T], what: str) -> Iterable[T]:
     """How far a loop is, where somebody watches."""
     return tqdm(items, desc=what, leave=False, disable=None)
-
-
-def weight_only(names: Iterable[str]) -> list[str]:
-    """Those that look at nothing but the weight."""
-    return [name for name in names if not CRITERIA[name].views]
 
 
 def scored_layers(

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any
 
-from fpgm.study.tables import (
+from fpgm.study.statistics.tables import (
     BESIDE,
     CHANCE,
     COLLAPSED,
@@ -19,7 +18,7 @@ from fpgm.study.tables import (
     median,
     shared_pairs,
 )  # fmt: skip
-from fpgm.study.weights import PARTS
+from fpgm.study.statistics.weights import PARTS
 
 RELATIONS = {
     "above": "more alike than their null",
@@ -141,15 +140,15 @@ def _collapse(study: Study) -> str:
     how, rows = study["settings"]["normalise"], study["collapse"]
     if not rows:
         return "Layer collapse: no ranking over the network."
-    alike: dict[tuple[Any, ...], list[str]] = {}
+    alike: dict[tuple[float, str] | None, list[str]] = {}
     for (name,), of_criterion in grouped(rows, "criterion").items():
-        lost = [row for row in of_criterion if row["collapsed"]]
-        rate = min((row["rate"] for row in lost), default=None)
-        layers = tuple(row["layer"] for row in lost if row["rate"] == rate)
-        alike.setdefault((rate, layers), []).append(name)
+        least = min((r for r in of_criterion if r["layers"]), key=lambda r: r["rate"], default=None)
+        first = (least["rate"], least["collapsed"]) if least else None
+        alike.setdefault(first, []).append(name)
     text = [
-        f"{', '.join(names)}: " + (f"from {100 * rate:g} % on {_some(layers)}" if rate else "none")
-        for (rate, layers), names in alike.items()
+        f"{', '.join(names)}: "
+        + (f"from {100 * first[0]:g} % on {_some(first[1].split(', '))}" if first else "none")
+        for first, names in alike.items()
     ]
     limit = f"{100 * COLLAPSED:g} %"
     return f"Layers that lose {limit} in one ranking (normalise={how}): {'; '.join(text)}."
@@ -184,7 +183,7 @@ def _diagnosis(rows: Sequence[Row]) -> str:
 
 
 def several(rows: Sequence[Row], studies: Sequence[Study]) -> list[str]:
-    """A line for each of several networks, from its row (fpgm.study.tables.networks)."""
+    """A line for each of several networks, from its row (fpgm.study.statistics.tables.networks)."""
     lines = []
     for row in rows:
         failed = ", ".join(f"{part} in {row[f'fail_{part}']}" for part in PARTS)

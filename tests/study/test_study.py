@@ -37,7 +37,7 @@ QUICK = {"draws": 4, "rates": (0.25, 0.5)}
 @pytest.fixture(autouse=True)
 def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small layers get many networks to compare with; here as many as a test asks for."""
-    monkeypatch.setattr("fpgm.study.agreement.MOST", 1)
+    monkeypatch.setattr("fpgm.study.statistics.agreement.MOST", 1)
 
 
 class Two(nn.Module):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 
 import numpy as np
@@ -193,6 +193,11 @@ def spread_of(draws: Array) -> Array:
 # The null: what criteria give on filters that differ by chance alone, iid Gaussian ones of the same
 # shape. Whatever two criteria share on these is owed to what they compute, and says nothing about
 # the network. Criteria that look at more than the weight have no such null, but `by_chance`.
+
+
+def weight_only(names: Iterable[str]) -> list[str]:
+    """Those that look at nothing but the weight."""
+    return [name for name in names if not CRITERIA[name].views]
 
 
 def count_draws(shape: Shape, least: int) -> int:

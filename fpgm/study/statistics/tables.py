@@ -18,7 +18,7 @@ import numpy as np
 from scipy import stats
 
 from fpgm.selection.ranking import pruned_count
-from fpgm.study.agreement import (
+from fpgm.study.statistics.agreement import (
     Array,
     by_chance,
     fisher,
@@ -27,9 +27,9 @@ from fpgm.study.agreement import (
     spread,
     stability,
     tie_order,
+    weight_only,
 )  # fmt: skip
-from fpgm.study.scores import weight_only
-from fpgm.study.weights import PARTS
+from fpgm.study.statistics.weights import PARTS
 
 Row = dict[str, Any]
 Study = Mapping[str, Any]
@@ -57,7 +57,7 @@ class Ranking:
     """The filters of a layer, or of the network, in the order of each criterion.
 
     where: scope and layer, at the front of every row; names: the criteria; scores and ties (K, N);
-    gaussian: the null's figures (fpgm.study.agreement.figures) of the criteria that look at the
+    gaussian: the null's figures (see agreement.figures) of the criteria that look at the
     weight alone, from `draws` networks.
     """
 
@@ -162,18 +162,17 @@ def held(r: Ranking, again: Mapping[str, Array], seed: int) -> list[Row]:
 
 
 def collapse(
-    names: Sequence[str], layers: Mapping[str, int], shares: Array, rates: Sequence[float]
+    names: Sequence[str], layers: Sequence[str], shares: Array, rates: Sequence[float]
 ) -> list[Row]:
-    """A row for each criterion, rate and layer of a global ranking. layers: name -> filters;
-    shares: (R, K, L) pruned."""
+    """A row for each criterion and rate of a global ranking. shares: (R, K, L) pruned."""
     return [
         {
-            "criterion": name, "rate": rate, "layer": layer, "filters": filters,
-            "share_pruned": float(shares[r, i, k]), "collapsed": bool(shares[r, i, k] >= COLLAPSED),
+            "criterion": name, "rate": rate, "largest_share": float(shares[r, i].max()),
+            "layers": int((shares[r, i] >= COLLAPSED).sum()),
+            "collapsed": ", ".join(np.array(layers)[shares[r, i] >= COLLAPSED]),
         }
         for i, name in enumerate(names)
         for r, rate in enumerate(rates)
-        for k, (layer, filters) in enumerate(layers.items())
     ]  # fmt: skip
 
 
@@ -303,7 +302,7 @@ def networks(studies: Sequence[Study]) -> list[Row]:
                 "pairs": len(of), "spearman": mean(row["spearman"] for row in of),
                 "spearman_null": mean(row["spearman_null"] for row in of),
                 "least": min((row["least"] for row in of), default=None),
-                "suits_norm": sum(r["deviates"] and r["near_zero"] for r in study["diagnosis"]),
+                "suits_norm": sum(row["suits_norm"] for row in study["diagnosis"]),
             }
         )  # fmt: skip
     return rows

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from fpgm.study.agreement import Array
+from fpgm.study.statistics.agreement import Array
 
 FEWEST = 8  # filters that the tests need
 SHAPIRO = 50  # filters up to which Shapiro and Wilk's test is taken
@@ -208,6 +208,6 @@ def diagnose(norms: Array, weights: int, min_cv: float, max_minimum: float) -> d
     deviates = bool(figures["cv"] >= min_cv)
     near_zero = bool(figures["min_over_median"] <= max_minimum)
     return {
+        "verdict": VERDICTS[deviates, near_zero], "suits_norm": deviates and near_zero,
         **{key: float(value) for key, value in figures.items()},
-        "deviates": deviates, "near_zero": near_zero, "verdict": VERDICTS[deviates, near_zero],
     }  # fmt: skip
