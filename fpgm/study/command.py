@@ -102,7 +102,7 @@ def study(words: argparse.Namespace) -> Path:
         return directory / "study.html"
     done: dict[str, Mapping[str, Any]] = {}
     for path, arch in asked:
-        name = _unused(path.stem if path else str(arch), done)
+        name = _unused(_name(path) if path else str(arch), done)
         try:
             result = _examine(words, path, arch, settings)
         except (Error, OSError) as error:
@@ -171,6 +171,10 @@ def _examine(
     wanted = not settings.criteria or bool(seeing.intersection(settings.criteria))
     found = find(path, arch, words.weights, words.data, words.image_size, settings.seed, wanted)
     return examine(found, settings)
+
+
+def _name(path: Path) -> str:
+    return path.name if path.is_dir() else path.stem
 
 
 def _unused(name: str, taken: Mapping[str, Any]) -> str:

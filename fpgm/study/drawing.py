@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
 from fpgm.page import COLOURS, bullets, curves, figure, folded, page, table, text
-from fpgm.study.statistics.tables import BESIDE, FIRST, Row, Study, first, grouped, mean
+from fpgm.study.statistics.tables import BESIDE, CHANCE, FIRST, Row, Study, first, grouped, mean
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -115,7 +115,7 @@ def _pictures(study: Study) -> list[Markup]:
             figure(
                 drawing,
                 "Do criteria agree? Mean Spearman of the layers: below the diagonal in this "
-                "network, above it what the null gives.",
+                "network, above it on Gaussian filters, where both look at the weights alone.",
             )
         )
     if study["assumption"]:
@@ -151,8 +151,8 @@ def heatmap(pairs: Sequence[Row], names: Sequence[str]) -> Figure:
     grid = [[1.0 if a == b else float("nan") for a in names] for b in names]
     for row in pairs:
         low, high = sorted((place[row["a"]], place[row["b"]]))
-        for i, j, value in ((high, low, row["spearman"]), (low, high, row["spearman_null"])):
-            grid[i][j] = float("nan") if value is None else value
+        grid[high][low] = float("nan") if row["spearman"] is None else row["spearman"]
+        grid[low][high] = float("nan") if row["null"] == CHANCE else row["spearman_null"]
     size = 0.5 * len(names) + 1.5
     drawing = Figure(figsize=(size + 0.8, size), layout="constrained")
     axes = drawing.add_subplot()

@@ -111,14 +111,16 @@ def _from_disk(path: Path, arch: str | None) -> tuple[str, nn.Module]:
         path /= "zeroed.pt"
     content = checkpoint.read(path)
     if arch is None:
-        if "arch" not in content:
-            raise Error(f"{path}: a plain state_dict; name its network, as in --arch resnet56")
+        if "keep" not in content:
+            raise Error(f"{path}: no network is named there; name it, as in --arch resnet56")
         return str(path), load(path)
-    state = content.get("state_dict", content)
+    # `model`: what an epoch leaves, last.pt.
+    state = content.get("state_dict", content.get("model", content))
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise CheckpointError(f"{path}: holds no state_dict of a network")
+    state = {name.removeprefix("module."): value for name, value in state.items()}
     model = _build(arch, *_sizes(path, state))
-    checkpoint.load_weights(model, path)
+    checkpoint.fit(model, state, str(path))
     return f"{path}, {arch}", model
 
 

@@ -20,10 +20,9 @@ from fpgm.study.statistics.tables import (
 )  # fmt: skip
 from fpgm.study.statistics.weights import PARTS
 
-RELATIONS = {
-    "above": "more alike than their null",
-    "as": "as alike as their null",
-    "below": "less alike than their null",
+KINDS = {  # by the null of a pair: what it is of, and what the null is
+    GAUSSIAN: ("of the weights alone", "on Gaussian filters"),
+    CHANCE: ("where one sees more", "by chance"),
 }
 
 
@@ -51,86 +50,83 @@ def lines(study: Study) -> list[str]:
 
 
 def _similarity(rows: Sequence[Row]) -> tuple[str, str]:
-    """What agrees more than chance alone gives, and where criteria part."""
+    """What agrees more than its null, and where criteria part."""
     compared = [row for row in rows if row["spearman"] is not None]
     if not compared:
-        return "Layer by layer: no pair compared.", "Where they part: no pair compared."
-    by = grouped(compared, "relation")
-    parts = [f"{words} {_pairs(by[(kind,)])}" for kind, words in RELATIONS.items() if (kind,) in by]
-    least = min(compared, key=lambda row: row["least"])
-    ranges = []
-    for (kind,), of_kind in sorted(grouped(compared, "null").items(), reverse=True):
-        values = [row["spearman"] for row in of_kind]
-        ranges.append(f"{KINDS[kind].format(min(values), max(values))}")
+        return "Ranks in layers: no pair compared.", "Where they part: no pair compared."
+    by, parts = grouped(compared, "null"), []
+    for kind, (words, null) in KINDS.items():
+        if of := by.get((kind,)):
+            counts = Counter(row["relation"] for row in of)
+            average, beside = (
+                mean(row[key] for row in of) for key in ("spearman", "spearman_null")
+            )
+            parts.append(
+                f"of {len(of)} pairs {words} {counts['above']} agree more than {null}, "
+                f"{counts['below']} less (mean Spearman {average:.2f}, {null} {beside:.2f})"
+            )
+    parted = [f"{r['a']}-{r['b']} {r['spearman']:.2f}" for r in _by(compared, "spearman")]
+    least = _by(compared, "least")[0]
     return (
-        "Layer by layer (mean Spearman / null): " + "; ".join(parts) + ".",
-        f"Where they part: the least alike are {least['a']} and {least['b']} in "
-        f"{least['least_layer']}, {least['least']:.2f}; {', '.join(ranges)}.",
+        f"Ranks in layers: {'; '.join(parts)}.",
+        f"Where they part: on average {', '.join(parted[:3])}; in one layer {least['a']}-"
+        f"{least['b']} {least['least']:.2f} ({least['least_layer']}).",
     )
 
 
-KINDS = {
-    GAUSSIAN: "weight-only pairs {:.2f} to {:.2f} on average",
-    CHANCE: "pairs with another criterion {:.2f} to {:.2f}",
-}
-
-
-def _pairs(rows: Sequence[Row]) -> str:
-    shown = sorted(rows, key=lambda row: -abs(row["spearman"] - row["spearman_null"]))
-    return _some(
-        [f"{r['a']}-{r['b']} {r['spearman']:.2f} / {r['spearman_null']:.2f}" for r in shown], 4
-    )
+def _by(rows: Iterable[Row], key: str) -> list[Row]:
+    return sorted((row for row in rows if row[key] is not None), key=lambda row: row[key])
 
 
 def _over_network(rows: Sequence[Row]) -> str:
     both = [r for r in rows if r["global"] is not None and r["spearman"] is not None]
     if not both:
-        return "Over the network: no pair compared."
-    text = ", ".join(
-        f"{r['a']}-{r['b']} {r['global']:.2f} (layers {r['spearman']:.2f}, null "
-        f"{r['global_null']:.2f})"
-        for r in sorted(both, key=lambda r: -abs(r["global"] - r["spearman"]))[:3]
-    )
+        return "In one ranking over the network: no pair compared."
+    most = max(both, key=lambda r: abs(r["global"] - r["spearman"]))
     change = mean(r["global"] - r["spearman"] for r in both) or 0.0
     word = "as much as" if abs(change) < 0.02 else "less than" if change < 0 else "more than"
     return (
-        f"Over the network criteria agree {word} in its layers (mean {change:+.2f}); largest "
-        f"changes: {text}."
+        f"In one ranking over the network they agree {word} in layers (mean {change:+.2f}); most "
+        f"apart: {most['a']}-{most['b']} {most['global']:.2f}, in layers {most['spearman']:.2f}."
     )
 
 
 def _overlap(study: Study) -> str:
     """The answer: how much of what is pruned depends on the criterion."""
     rate = min(study["settings"]["rates"], key=lambda r: abs(r - 0.4))
-    rows = [r for r in study["overlap"] if r["rate"] == rate and r["scope"] == "layer"]
-    parts = []
-    for kind, words in ((GAUSSIAN, "of the weights alone"), (CHANCE, "one that sees more")):
-        of = [row for row in rows if row["null"] == kind and row["jaccard"] is not None]
-        pairs = grouped(of, "a", "b")
-        by = {"-".join(pair): mean(r["jaccard"] for r in each) or 0 for pair, each in pairs.items()}
-        if by:
-            least, most = min(by, key=by.__getitem__), max(by, key=by.__getitem__)
-            parts.append(
-                f"{words} {mean(by.values()):.2f} (null {mean(r['jaccard_null'] for r in of):.2f}; "
-                f"{least} {by[least]:.2f} to {most} {by[most]:.2f})"
-            )
-    if not parts:
-        return f"In short: no pair of criteria compared at {100 * rate:g} %."
+    rows = [
+        row for row in study["overlap"]
+        if row["rate"] == rate and row["scope"] == "layer" and row["jaccard"] is not None
+    ]  # fmt: skip
+    by = {
+        "-".join(pair): mean(r["jaccard"] for r in of) or 0.0
+        for pair, of in grouped(rows, "a", "b").items()
+    }
+    if not by:
+        return f"Does the criterion matter? No pair compared at {100 * rate:g} %."
+    least, most = min(by, key=by.__getitem__), max(by, key=by.__getitem__)
+    parts = [
+        f"by {mean(r['jaccard'] for r in of):.2f} for two {KINDS[kind][0]} "
+        f"({mean(r['jaccard_null'] for r in of):.2f} {KINDS[kind][1]})"
+        for (kind,), of in grouped(rows, "null").items()
+    ]
     return (
-        f"In short: the sets that two criteria prune at {100 * rate:g} % overlap (Jaccard, 1 where "
-        f"they are the same) by, {', '.join(parts)}."
+        f"Does the criterion matter? Sets pruned at {100 * rate:g} % overlap (Jaccard, 1: the "
+        f"same) {', '.join(parts)}; {most} {by[most]:.2f}, {least} {by[least]:.2f}."
     )
 
 
 def _applicability(rows: Sequence[Row]) -> str:
-    parts = [
+    spread = [
         f"{r['criterion']} {100 * r['cv']:.1f} %"
-        + ("" if r["cv_null"] is None else f" (null {100 * r['cv_null']:.1f})")
-        for r in sorted((r for r in rows if r["cv"] is not None), key=lambda r: r["cv"])
+        + ("" if r["cv_null"] is None else f" ({100 * r['cv_null']:.1f} on Gaussian filters)")
+        for r in _by(rows, "cv")
     ]
-    held = [f"{r['criterion']} {r['stability']:.2f}" for r in rows if r["stability"] is not None]
-    return f"Spread of the scores, median std / mean: {', '.join(parts) or 'none'}." + (
-        f" What is pruned is the same from other batches (Jaccard) by: {', '.join(held)}."
+    some = [*spread[:3], f"... {spread[-1]}"] if len(spread) > 4 else spread
+    held = _by(rows, "stability")
+    return f"Spread of the scores, median std / mean: {', '.join(some) or 'none'}." + (
+        f" From other batches the pruned set stays by {held[0]['stability']:.2f} "
+        f"({held[0]['criterion']}, Jaccard) to {held[-1]['stability']:.2f}."
         if held
         else ""
     )
@@ -146,8 +142,9 @@ def _collapse(study: Study) -> str:
         first = (least["rate"], least["collapsed"]) if least else None
         alike.setdefault(first, []).append(name)
     text = [
-        f"{', '.join(names)}: "
-        + (f"from {100 * first[0]:g} % on {_some(first[1].split(', '))}" if first else "none")
+        f"{_some(names)} from {100 * first[0]:g} % on {_some(first[1].split(', '))}"
+        if first
+        else f"none by {_some(names)}"
         for first, names in alike.items()
     ]
     limit = f"{100 * COLLAPSED:g} %"

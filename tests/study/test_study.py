@@ -333,7 +333,7 @@ def test_plain_checkpoint_is_read_with_the_name_of_its_network(tmp_path: Path) -
         ((), "give a run directory, a checkpoint, or --arch"),
         (("--arch", "resnet21"), "--arch resnet21: choose one of resnet20"),
         (("nowhere.pt",), "nowhere.pt: no such file"),
-        (("plain.pt",), "name its network, as in --arch"),
+        (("plain.pt",), "name it, as in --arch"),
         (("plain.pt", "--arch", "resnet32"), "another network"),
         (("plain.pt", "--arch", "resnet20", "--weights", "torchvision"), "--weights torchvision"),
         (
@@ -358,6 +358,66 @@ def test_errors_are_one_line_that_says_what_would_do(
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
     assert said in lines[0]
+
+
+def test_several_networks_become_one_table_and_what_fails_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for epoch in range(2):  # as an epoch leaves it
+        torch.manual_seed(epoch)
+        (tmp_path / f"run.{epoch}").mkdir()
+        state = {"model": fpgm.model("resnet20").state_dict(), "history": []}
+        checkpoint.write(tmp_path / f"run.{epoch}" / "last.pt", state)
+    plain = fpgm.model("resnet20").state_dict()
+    with torch.no_grad():
+        plain["conv1.weight"].fill_(0.1)
+    torch.save(plain, tmp_path / "constant.pt")
+    (tmp_path / "broken.pt").write_bytes(b"none")
+    files = ["run.0/last.pt", "run.1/last.pt", "constant.pt", "broken.pt"]
+    words = [str(tmp_path / file) for file in files]
+    flags = ["--arch", "resnet20", "--criteria", "l1,gm", "--draws", "3", "--rates", "0.4"]
+    out = tmp_path / "out"
+    main([*words, *flags, "--out", str(out)])
+    said, errors = capsys.readouterr()
+    assert "broken is left out: " in errors
+    assert len(said.splitlines()) == 4
+    with (out / "networks.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    names = ["last", "last-2", "constant"]
+    assert [Path(row["network"].split(",")[0]).stem for row in rows] == ["last", "last", "constant"]
+    page = (out / "networks.html").read_text()
+    for name, row in zip(names, rows, strict=True):
+        alone = json.loads((out / name / "study.json").read_text())
+        assert f'href="{name}/study.html"' in page
+        (pair,) = alone["pairs"]
+        assert float(row["spearman"]) == pair["spearman"]
+        assert int(row["tested"]) == len(alone["assumption"])
+        failed = [one for one in alone["assumption"] if "variances" in one["failed"]]
+        assert int(row["fail_variances"]) == len(failed)
+        median = np.median([one["cv_norms"] for one in alone["assumption"]])
+        assert float(row["cv_norms"]) == pytest.approx(median)
+    assert [int(row["tested"]) for row in rows] == [19, 19, 18]
+    assert "the assumption in conv1 (constant weights)" in "".join(alone["notes"])
+
+
+def test_networks_that_share_no_criterion_say_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--criteria", "l1", "--draws", "3", "--out", str(tmp_path)]
+    main(["--arch", "resnet20,resnet32", *flags])
+    said = capsys.readouterr().out
+    assert "No two criteria of the weights were compared in all networks (resnet20" in said
+    with pytest.raises(SystemExit):
+        main(["--arch", "resnet20,resnet32", "--criteria", "l3", "--out", str(tmp_path / "none")])
+    assert "none of the networks can be studied" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
+def test_weights_may_come_from_a_run(run_directory: Path) -> None:
+    found = find(None, "resnet20", str(run_directory), None, None, 0, False)
+    assert "conv1.weight" in found.model.state_dict()
+    saved = checkpoint.read(run_directory / "zeroed.pt")["state_dict"]
+    assert torch.equal(found.model.state_dict()["conv1.weight"], saved["conv1.weight"])
 
 
 def test_weights_that_cannot_be_downloaded_say_what_else_to_do(

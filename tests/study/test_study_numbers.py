@@ -375,11 +375,11 @@ def test_norms_of_iid_filters_deviate_as_the_diagnosis_says(d: int) -> None:
 @pytest.mark.parametrize(
     ("spearman", "null", "z", "said"),
     [
-        (0.9981, 0.9999, -9.0, "as alike as their null gm-fermat 1.00 / 1.00"),
-        (0.9999, 0.9981, 9.0, "as alike as their null gm-fermat 1.00 / 1.00"),
-        (0.93, 0.95, -9.0, "less alike than their null gm-fermat 0.93 / 0.95"),
-        (0.95, 0.93, 9.0, "more alike than their null gm-fermat 0.95 / 0.93"),
-        (0.95, 0.53, 2.9, "as alike as their null gm-fermat 0.95 / 0.53"),
+        (0.9981, 0.9999, -9.0, "0 agree more than on Gaussian filters, 0 less"),
+        (0.9999, 0.9981, 9.0, "0 agree more than on Gaussian filters, 0 less"),
+        (0.93, 0.95, -9.0, "0 agree more than on Gaussian filters, 1 less"),
+        (0.95, 0.93, 9.0, "1 agree more than on Gaussian filters, 0 less"),
+        (0.95, 0.53, 2.9, "0 agree more than on Gaussian filters, 0 less"),
     ],
 )
 def test_no_difference_is_named_that_digits_do_not_show_or_chance_may_have_made(
@@ -396,7 +396,7 @@ def test_no_difference_is_named_that_digits_do_not_show_or_chance_may_have_made(
     )  # fmt: skip
     limits = {"rates": (0.4,), "normalise": "mean", "alpha": 0.01}
     found = lines({**empty, "network": "a test", "settings": limits, "pairs": [pair]})
-    assert f"(mean Spearman / null): {said}." in found[2]
+    assert f"of 1 pairs of the weights alone {said} (mean Spearman {spearman:.2f}, " in found[2]
 
 
 def pair(layer: str, spearman: float, z: float, scope: str = "layer") -> dict:
