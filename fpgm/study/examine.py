@@ -28,6 +28,7 @@ from fpgm.study.statistics.weights import assumption, diagnose, untestable
 from fpgm.study.subject import Subject
 
 SCHEMA = 2
+NETWORKS = 40  # of Gaussian filters that one ranking over the network is compared with
 Result = dict[str, Any]
 
 
@@ -106,7 +107,7 @@ def _over_network(
     networks = np.stack(
         [
             in_one_ranking(whole_network(shapes, deviations, plain, nulls, generator), how)
-            for _ in range(settings.draws)
+            for _ in range(max(settings.draws, NETWORKS))
         ]
     )
     _add(result, _ranking("", names, scores, figures(networks, rates), len(networks), settings))

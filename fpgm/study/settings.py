@@ -24,8 +24,8 @@ def limit(default: float, most: float, what: str) -> Any:
 class Settings:
     """criteria: empty for all that the network and the data can serve; rates: shares of filters
     pruned; normalise: how layers are made comparable in the ranking over the network (see
-    fpgm.selection.ranking); layers: those that fpgm would prune, or all convolutions. 39 draws make
-    a 95 % interval.
+    fpgm.selection.ranking); layers: those that fpgm would prune, or all convolutions; draws: small
+    layers get more.
 
     The limits of norms are ours, no paper gives any: iid Gaussian filters have a std / mean of 0.13
     in a 3x3 layer with 3 inputs, of 0.04 with 32.
@@ -36,7 +36,7 @@ class Settings:
     normalise: str = "mean"
     layers: str = "prunable"
     seed: int = count(0, 0, "of all random numbers")
-    draws: int = count(40, 3, "Gaussian networks of the null, at least")
+    draws: int = count(10, 3, "Gaussian networks of the null, at least")
     batches: int = count(32, 2, "batches of training images to read")
     batch_size: int = count(32, 2, "images in each")
     resamples: int = count(10, 1, "times that those are drawn anew, to see if a choice holds")

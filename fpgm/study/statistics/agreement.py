@@ -183,11 +183,16 @@ def spread_of(draws: Array) -> Array:
     """Mean, low and high over the first axis. (D, ...) -> (3, ...).
 
     One more draw lies below low, or above high, in at most 2.5 % of all cases each, whatever the
-    distribution: they are order statistics. It takes 39 draws; fewer give least and largest.
+    distribution: they are order statistics. It takes 39 draws; of fewer, which only large layers
+    have, whose figures are nearly normal, it is Student's interval of one more.
     """
+    count, mean = len(draws), draws.mean(0)
+    k = int(0.025 * (count + 1))
+    if k == 0:
+        half = stats.t.ppf(0.975, count - 1) * draws.std(0, ddof=1) * np.sqrt(1 + 1 / count)
+        return np.stack((mean, mean - half, mean + half))
     ordered = np.sort(draws, axis=0)
-    k = max(int(0.025 * (len(draws) + 1)), 1)
-    return np.stack((draws.mean(0), ordered[k - 1], ordered[-k]))
+    return np.stack((mean, ordered[k - 1], ordered[-k]))
 
 
 # The null: what criteria give on filters that differ by chance alone, iid Gaussian ones of the same
