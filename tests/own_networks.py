@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fpgm.networks.resnets import CifarResNet
+
 __all__ = ["Popen", "run"]  # which are no networks
 
 thing = 3
@@ -26,6 +28,11 @@ def tiny(num_classes: int, in_channels: int, width: int = 8, kernel: int = 3) ->
         nn.Flatten(),
         nn.Linear(2 * width, num_classes),
     )
+
+
+def resnet8(num_classes: int, in_channels: int) -> nn.Module:
+    """What resnet20 is, with one block in each stage."""
+    return CifarResNet(8, num_classes, in_channels)
 
 
 class Normalised(nn.Module):

@@ -17,7 +17,7 @@ from fpgm import methods
 from fpgm.config import Config
 from fpgm.data.images import Images
 from fpgm.data.sets import load
-from fpgm.errors import CheckpointError, Error
+from fpgm.errors import CheckpointError, Error, first_line
 from fpgm.graph.groups import Prunable
 from fpgm.keys import network_options
 from fpgm.machine.device import choose_device, choose_precision, keep_freed_memory
@@ -242,10 +242,20 @@ def prepare(
         if group["params"]:
             full.optimizer.add_param_group(group)
     if state is not None:
-        task.resume(state)
+        _go_on(task, state)
     else:
         start(task)
     return task
+
+
+def _go_on(task: Task, state: Mapping[str, Any]) -> None:
+    try:
+        task.resume(state)
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{task.directory}: its last.pt is not of this version of fpgm ({type(error).__name__} "
+            f"{first_line(error)}); start anew with hydra.run.dir= (of a sweep: hydra.sweep.dir=)"
+        ) from error
 
 
 def _latency(config: Config, directory: Path, image: tuple[int, int, int]) -> Latency:

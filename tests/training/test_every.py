@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from own_networks import resnet8
 from tasks import cut_short, few, made, whole
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -26,14 +27,15 @@ def baseline(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A network whose scales are no longer all 1."""
     path = tmp_path_factory.mktemp("trained") / "w.pt"
     torch.manual_seed(0)
-    import fpgm
-
-    model = fpgm.model("resnet20", in_channels=1)
+    model = resnet8(10, 1)
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.uniform_(module.weight, 0.5, 1.5)
     torch.save(model.state_dict(), path)
     return f"pretrained={path}"
+
+
+SMALL = ("arch=own", "arch.build=own_networks:resnet8")
 
 
 def numbers(report: dict[str, Any]) -> dict[str, Any]:
@@ -60,6 +62,7 @@ def _written(file: Path) -> tuple[int, int]:
 
 
 def resumes_and_ships(where: Path, monkeypatch: pytest.MonkeyPatch, *words: str) -> dict[str, Any]:
+    words = (*SMALL, *words)
     report = whole(where / "whole", *words)
     cut_short(where / "cut", monkeypatch, *words)
     assert numbers(whole(where / "cut", *words)) == numbers(report)
@@ -98,7 +101,7 @@ def test_every_method_beside_a_schedule_resumes_to_the_bit_and_ships_an_equal_ne
     unpruned = ["rate=0"] if METHODS[name].problems(Goal(Rule(), 0.4), from_scratch=False) else []
     report = resumes_and_ships(tmp_path, monkeypatch, f"method={name}", baseline, *unpruned)
     assert name in report["config"]["method"]
-    plain = whole(tmp_path / "plain", "schedule.train_compact=false", baseline, *unpruned)
+    plain = whole(tmp_path / "plain", *SMALL, "schedule.train_compact=false", baseline, *unpruned)
     assert plain["accuracy"] != report["accuracy"] or plain["equivalence"] != report["equivalence"]
 
 

@@ -105,3 +105,16 @@ def test_history_of_a_run_has_the_columns_that_one_without_epochs_promises(tmp_p
     whole(tmp_path / "r", "epochs=1")
     with (tmp_path / "r" / "history.csv").open(newline="") as file:
         assert tuple(next(csv.reader(file))) == COLUMNS
+
+
+def test_a_run_that_another_version_began_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut_short(tmp_path, monkeypatch)
+    state = torch.load(tmp_path / "last.pt", weights_only=True)
+    state["methods"] = [{} for _ in state["methods"]]
+    torch.save(state, tmp_path / "last.pt")
+    with pytest.raises(
+        Error, match=r"its last\.pt is not of this version of fpgm \(KeyError .*start"
+    ):
+        made(tmp_path)
