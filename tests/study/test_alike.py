@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 from pathlib import Path
 
@@ -190,6 +191,21 @@ def test_likenesses_that_have_nothing_in_common_are_told_so_in_19_of_20_cases(
     over = np.triu_indices(8, 1)
     other = likeness()
     assert mantel(one, other)[0] == pytest.approx(stats.spearmanr(one[over], other[over]).statistic)
+
+
+def test_share_of_permuted_names_is_that_of_all_orders() -> None:
+    generator = np.random.default_rng(2)
+    over = np.triu_indices(5, 1)
+    for _ in range(3):
+        points, others = generator.standard_normal((2, 5, 2))
+        points += 0.7 * others
+        a, b = (np.linalg.norm(p[:, None] - p, axis=-1) for p in (points, others))
+        every = [
+            stats.spearmanr(a[over], [b[order[i], order[j]] for i, j in zip(*over, strict=True)])
+            for order in itertools.permutations(range(5))
+        ]
+        found = np.abs([one.statistic for one in every])
+        assert mantel(a, b)[1] == pytest.approx((found >= found[0] - 1e-9).mean(), abs=0.02)
 
 
 def pairs(difference: float) -> list[dict]:
