@@ -48,6 +48,11 @@ def text(words: str) -> Markup:
     return Markup("<p>%s</p>") % words
 
 
+def folded(name: str, parts: Iterable[Markup]) -> Markup:
+    """Parts that show when their name is clicked on."""
+    return Markup("<details><summary>%s</summary>%s</details>") % (name, Markup("\n").join(parts))
+
+
 def bullets(lines: Iterable[str]) -> Markup:
     """A list."""
     return Markup(_LIST.render(lines=lines))

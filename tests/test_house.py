@@ -43,12 +43,12 @@ OTHER_MEANINGS = {
     ("selection.ranking", "l2"),
     ("config", "l2"),
     ("study.settings", "l2"),
+    ("study.subject", "random"),  # a random start
 }
-# And a schedule's: the papers' tables, a method of Kendall's tau.
+# And a schedule's: the papers' tables.
 OTHER_SCHEDULES = {
     ("report.paper", "soft"),
     ("report.paper", "frozen"),
-    ("study.agreement", "asymptotic"),
     ("loops.pruner", "frozen"),  # the public default
 }
 

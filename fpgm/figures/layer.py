@@ -15,8 +15,8 @@ from fpgm.errors import Error
 from fpgm.networks.weights import weight_of
 from fpgm.selection.ranking import ascending
 from fpgm.selection.rule import Rule
-from fpgm.study.agreement import Array
 from fpgm.study.scores import convolutions, live_layers
+from fpgm.study.statistics.agreement import Array
 
 MOST_LISTED = 8
 

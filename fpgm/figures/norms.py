@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from fpgm.errors import Error
 from fpgm.figures.layer import Filters, chosen, filters, listed, names
-from fpgm.study.agreement import Array
 from fpgm.study.settings import Settings
-from fpgm.study.weights import diagnose
+from fpgm.study.statistics.agreement import Array
+from fpgm.study.statistics.weights import diagnose
 
 
 @dataclass(frozen=True)

@@ -1,96 +1,195 @@
-"""study.html: what a study found, from its plain data, each word explained where it stands.
+"""study.html: what a study found, from its plain data: the answer, three pictures, the tables.
 
 matplotlib is imported when something is drawn.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
-from fpgm.page import COLOURS, Line, bullets, curves, figure, page, table, text
-from fpgm.study.tables import CHANCE, GAUSSIAN, Row, Study, grouped, mean
+from fpgm.page import COLOURS, bullets, curves, figure, folded, page, table, text
+from fpgm.study.statistics.tables import BESIDE, CHANCE, FIRST, Row, Study, first, grouped, mean
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MOST_LINES = 8  # in one drawing: those furthest from 0
-MOST_PANELS = 24  # of densities in one figure
-RUG = 200  # ticks at most under one density: evenly spaced among the sorted norms
-RELATIONS = {"above": "above its null", "as": "like its null", "below": "below its null"}
-
 
 def html(study: Study) -> str:
     """The page."""
-    sections = {
-        "In ten lines": [bullets(study["summary"])],
-        "Similarity": _similarity(study),
-        "Pruned sets": _overlap(study),
-        "Applicability": _applicability(study),
-        "One ranking": _collapse(study),
-        "Weights": _weights(study),
-        "Norms": _norms(study),
-        "Densities": _densities(study),
-        "Settings": [
-            table(("setting", "value"), ((k, _plain(v)) for k, v in study["settings"].items())),
-            text("Every figure of this page and more: study.json and the CSV files beside it."),
-        ],
-    }
     template = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
     zero = sum(row["zero"] for row in study["layers"])
-    terms = {"s": study["settings"], "zero": zero, "rug": RUG}
+    terms = {"s": study["settings"], "zero": zero, "first": FIRST}
     explained = vars(template.get_template("explained.html").make_module(terms))
+    tables = {
+        "Similarity": _table(study["pairs"]),
+        "Pruned sets": _overlap(study),
+        "First filters": _first(study),
+        "Applicability": _table(study["criteria"]),
+        "One ranking": _table(study["collapse"], "layers"),
+        "The assumption": _table(study["assumption"], "failed"),
+        "Norms": _table(study["diagnosis"], "suits_norm"),
+        "Settings": table(
+            ("setting", "value"), ((k, _plain(v)) for k, v in study["settings"].items())
+        ),
+    }
+    shown = [
+        folded(name, [explained.get(name.replace(" ", "_"), Markup("")), content])
+        for name, content in tables.items()
+        if content is not None
+    ]
+    rest = text("All rows, by layer and rate: study.json and the CSV files beside this page.")
     return page(
         f"Study of {study['network']}",
         "Which pruning criterion? Whether criteria rank this network's filters alike, whether "
         "their scores tell filters apart, and why.",
-        [
-            (name, [explained.get(name.replace(" ", "_"), Markup("")), *parts])
-            for name, parts in sections.items()
-            if parts
-        ],
+        (("Answer", [bullets(study["summary"])]), ("Pictures", _pictures(study)),
+         ("Tables", [*shown, rest])),
+    )  # fmt: skip
+
+
+def overview(lines: Sequence[str], rows: Sequence[Row], pages: Sequence[str]) -> str:
+    """The page of several networks. pages: where each one's own lies."""
+    cells = [
+        [Markup('<a href="%s">%s</a>') % (where, row["network"]), *list(row.values())[1:]]
+        for where, row in zip(pages, rows, strict=True)
+    ]
+    return page(
+        f"Study of {len(rows)} networks",
+        "Effects are medians over a network's layers. Spearman: of the pairs of criteria of the "
+        "weights alone that all networks share. Each network's own page explains the figures.",
+        (("Answer", [bullets(lines)]), ("Networks", [table(headings(rows), cells)])),
     )
 
 
-def _similarity(study: Study) -> list[Markup]:
-    pairs, names = study["pairs"], study["settings"]["criteria"]
-    if not pairs:
-        return [text("One criterion alone: nothing to compare.")]
-    parts = [
-        figure(
-            heatmaps(pairs, names), "Spearman of every pair of criteria, each beside its null."
-        ),
-        table(
-            ("pair", "null is", "layers", "null", "z", "relation", "layers above", "below",
-             "least", "in", "Kendall tau-b", "null", "network", "null", "relation"),
-            ((f"{r['a']}, {r['b']}", r["null"], _digits(r["spearman"]),
-              _digits(r["spearman_null"]), _digits(r["z"], 1), RELATIONS.get(r["relation"]),
-              r["layers_above"], r["layers_below"], _digits(r["least"]), r["least_layer"],
-              _digits(r["kendall"]), _digits(r["kendall_null"]), _digits(r["global"]),
-              _digits(r["global_null"]), RELATIONS.get(r["global_relation"])) for r in pairs),
-        ),
-    ]  # fmt: skip
-    lines = _over_depth(study, "similarity", lambda row: row["spearman"], "a", "b")
-    for kind, which in (
-        (GAUSSIAN, "pairs of criteria that look at the weight alone."),
-        (CHANCE, f"pairs with another criterion, {MOST_LINES} at most."),
-    ):
-        of_kind = [f"{row['a']}, {row['b']}" for row in pairs if row["null"] == kind]
-        some = sorted(
-            (pair for pair in of_kind if pair in lines),
-            key=lambda pair: -abs(mean(value for _, value in lines[pair]) or 0),
-        )[:MOST_LINES]
-        if some:
-            drawing = _curves({pair: lines[pair] for pair in some}, "Spearman")
-            parts.append(figure(drawing, f"Spearman over depth, {which}"))
-    return parts
+def likeness(found: Mapping[str, Any]) -> str:
+    """The page of runs that differ in the criterion (fpgm.study.alike.compare)."""
+    sections: list[tuple[str, Sequence[Markup]]] = []
+    for name, lines in found["lines"].items():
+        of = [[r for r in found[key] if r["runs"] == name] for key in ("criteria", "pairs")]
+        caption = (
+            f"{name}: a dot for each pair of criteria. Left: do similar rankings prune similar "
+            "filters? Right: do similar sets end at similar accuracy?"
+        )
+        tables = [
+            folded(words, [table(headings(rows), (list(row.values()) for row in rows))])
+            for words, rows in zip(("Criteria", "Pairs"), of, strict=True)
+        ]
+        sections.append((name, [bullets(lines), figure(_scatters(of[1]), caption), *tables]))
+    return page(
+        "Do similar rankings give similar pruned networks?",
+        "Runs from one baseline that differ in the criterion alone. Spearman: of the rankings, the "
+        "mean over layers; Jaccard: overlap of the pruned sets; difference: of top-1 in points.",
+        sections,
+    )
 
 
-def _overlap(study: Study) -> list[Markup]:
+# Pictures.
+
+
+def _scatters(pairs: Sequence[Row]) -> Figure:
+    from matplotlib.figure import Figure
+
+    drawing = Figure(figsize=(8, 3.4), layout="constrained")
+    left, right = drawing.subplots(1, 2)
+    for axes, across, up in ((left, "spearman", "jaccard"), (right, "jaccard", "difference")):
+        defined = [(r[across], r[up]) for r in pairs if None not in (r[across], r[up])]
+        axes.plot([x for x, _ in defined], [abs(y) for _, y in defined], "o", color=COLOURS[0])
+        axes.grid(color="#e6e8eb", linewidth=0.8)
+        axes.spines[["top", "right"]].set_visible(False)
+    left.set(xlabel="Spearman of the rankings", ylabel="overlap of what is pruned")
+    right.set(xlabel="overlap of what is pruned", ylabel="|difference| in top-1, points")
+    return drawing
+
+
+def _pictures(study: Study) -> list[Markup]:
+    """Three: whether criteria agree, whether filters are Gaussian, whether scores lie apart."""
+    pictures = []
+    if study["pairs"]:
+        drawing = heatmap(study["pairs"], study["settings"]["criteria"])
+        pictures.append(
+            figure(
+                drawing,
+                "Do criteria agree? Mean Spearman of the layers: below the diagonal in this "
+                "network, above it on Gaussian filters, where both look at the weights alone.",
+            )
+        )
+    if study["assumption"]:
+        depths = {row["layer"]: row["depth"] for row in study["layers"]}
+        lines = {
+            words: [(depths[r["layer"]], r[key] and r[key] / r[null]) for r in study["assumption"]]
+            for words, (key, null) in BESIDE.items()
+        } | {
+            "kurtosis": [
+                (depths[r["layer"]], 1 + r["excess_kurtosis"] / 3) for r in study["assumption"]
+            ]
+        }
+        across = "layer, in the order of execution"
+        pictures.append(
+            figure(
+                curves(lines, across, "times that of Gaussian filters", log=True),
+                "Are filters Gaussian? By layer, each effect over what Gaussian filters of its "
+                "shape give: 1 where the assumption holds.",
+            )
+        )
+    caption = (
+        "Can each criterion tell filters apart? Dots: median std / mean of its scores in a layer; "
+        "rings: of Gaussian filters."
+    )
+    return [*pictures, figure(spreads(study["criteria"]), caption)]
+
+
+def heatmap(pairs: Sequence[Row], names: Sequence[str]) -> Figure:
+    """Spearman of every pair of criteria below the diagonal, and of its null above it."""
+    from matplotlib.figure import Figure
+
+    place = {name: index for index, name in enumerate(names)}
+    grid = [[1.0 if a == b else float("nan") for a in names] for b in names]
+    for row in pairs:
+        low, high = sorted((place[row["a"]], place[row["b"]]))
+        grid[high][low] = float("nan") if row["spearman"] is None else row["spearman"]
+        grid[low][high] = float("nan") if row["null"] == CHANCE else row["spearman_null"]
+    size = 0.5 * len(names) + 1.5
+    drawing = Figure(figsize=(size + 0.8, size), layout="constrained")
+    axes = drawing.add_subplot()
+    image = axes.imshow(grid, vmin=-1, vmax=1, cmap="RdBu_r")
+    for i, values in enumerate(grid):
+        for j, value in enumerate(values):
+            label = "" if value != value or i == j else f"{value:.2f}".replace("0.", ".")
+            colour = "white" if abs(value) > 0.6 else "black"
+            axes.text(j, i, label, ha="center", va="center", color=colour)
+    axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
+    axes.set_yticks(range(len(names)), names)
+    drawing.colorbar(image, ax=axes, shrink=0.6, label="Spearman")
+    return drawing
+
+
+def spreads(criteria: Sequence[Row]) -> Figure:
+    """A row for each criterion: how far its scores lie apart, and those of Gaussian filters."""
+    from matplotlib.figure import Figure
+
+    rows = sorted((r for r in criteria if r["cv"]), key=lambda row: row["cv"])
+    drawing = Figure(figsize=(6, 0.28 * len(rows) + 0.8))
+    axes = drawing.add_subplot()
+    for at, row in enumerate(rows):
+        axes.plot(row["cv"], at, "o", color=COLOURS[0])
+        if row["cv_null"]:
+            axes.plot(row["cv_null"], at, "o", fillstyle="none", color=COLOURS[1], markersize=9)
+    axes.set(xscale="log", xlabel="std / mean of the scores")
+    axes.set_yticks(range(len(rows)), [row["criterion"] for row in rows])
+    axes.grid(color="#e6e8eb", linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+    return drawing
+
+
+# Tables.
+
+
+def _overlap(study: Study) -> Markup | None:
     rates, rows = study["settings"]["rates"], []
     for (scope, a, b), of_pair in grouped(study["overlap"], "scope", "a", "b").items():
         cells: list[Any] = [f"{a}, {b}", "network" if scope == "global" else "layers"]
@@ -101,206 +200,25 @@ def _overlap(study: Study) -> list[Markup]:
             defined = value is not None and null is not None
             cells.append((value, f"{value:.2f} ({null:.2f})") if defined else None)
         rows.append(cells)
-    if not rows:
-        return []
-    return [table(("pair", "ranking", *(f"{100 * rate:g} %" for rate in rates)), rows)]
+    header = ("pair", "ranking", *(f"{100 * rate:g} %" for rate in rates))
+    return table(header, rows) if rows else None
 
 
-def _applicability(study: Study) -> list[Markup]:
-    parts = [
-        table(
-            ("criterion", "std / mean", "null", "range / mean", "ties", "gap at the cut",
-             "stability", "perturbed"),
-            ((r["criterion"], r["cv"], r["cv_null"], r["range_over_mean"], r["tie_rate"],
-              r["gap_over_std"], _digits(r["stability"]), r["perturbed"])
-             for r in study["criteria"]),
-        ),
-    ]  # fmt: skip
-    spreads = _over_depth(study, "applicability", lambda row: row["cv"], "criterion")
-    held = _over_depth(study, "cuts", lambda row: row["stability"], "criterion")
-    if spreads:
-        drawing = _curves(spreads, "std / mean of the scores", log=True)
-        parts.append(figure(drawing, "Spread of the scores over depth."))
-        caption = "Stability of the pruned set over depth, mean of the rates."
-        parts.append(figure(_curves(held, "Jaccard"), caption))
-    return parts
+def _first(study: Study) -> Markup:
+    layer, filters = first(study)
+    rows = [(name, ", ".join(map(str, chosen))) for name, chosen in filters.items()]
+    return table(("criterion", f"filters of {layer} that go first"), rows)
 
 
-def _collapse(study: Study) -> list[Markup]:
-    if not study["collapse"]:
-        return []
-    rates, how = study["settings"]["rates"], study["settings"]["normalise"]
-    rows = [
-        (name, each,
-         *(sum(r["collapsed"] for r in losses if r["rate"] == rate) for rate in rates))
-        for (name, each), losses in grouped(study["collapse"], "criterion", "normalise").items()
-    ]  # fmt: skip
-    rate = min(rates, key=lambda r: abs(r - 0.5))
-    shown = [r for r in study["collapse"] if r["rate"] == rate and r["normalise"] == how]
-    depths = _depths(study)
-    lines = {
-        name: [(depths[r["layer"]], 100 * r["share_pruned"]) for r in losses]
-        for (name,), losses in grouped(shown, "criterion").items()
-    }
-    return [
-        table(("criterion", "normalised", *(f"{100 * rate:g} %" for rate in rates)), rows),
-        figure(
-            _curves(lines, "% of the layer pruned"),
-            f"Share of each layer that goes at {100 * rate:g} % (normalise={how}).",
-        ),
-    ]
+def _table(rows: Sequence[Row], marked: str = "") -> Markup | None:
+    """All columns of some rows. marked: the key of those that stand out."""
+    some = [i for i, row in enumerate(rows) if row.get(marked)]
+    return table(headings(rows), (list(row.values()) for row in rows), some) if rows else None
 
 
-def _weights(study: Study) -> list[Markup]:
-    rows = study["distribution"]
-    columns = {
-        "layer": "layer", "verdict": "verdict", "weights": "weights", "p": "p",
-        "anderson": "A\u00b2", "skew": "skew", "excess_kurtosis": "excess kurtosis", "ks": "KS",
-        "mean_over_std": "|mean| / std", "variance_cv": "variances", "variance_cv_iid": "iid",
-        "correlation_inside": "|r| inside a kernel", "correlation_between": "|r| between",
-        "correlation_iid": "iid", "cosine": "|cosine|", "cosine_iid": "iid",
-    }  # fmt: skip
-    effects = {"skew": "skew", "excess kurtosis": "excess_kurtosis"}
-    correlations = {
-        "inside a kernel": "correlation_inside", "between kernels": "correlation_between",
-        "iid": "correlation_iid", "cosine of filters": "cosine", "cosine, iid": "cosine_iid",
-    }  # fmt: skip
-    return [
-        _table(rows, columns, lambda row: row["verdict"] != "gaussian"),
-        figure(
-            _curves(_columns(study, "distribution", effects), "effect"),
-            "Skew and excess kurtosis over depth, both 0 for a Gaussian.",
-        ),
-        figure(
-            _curves(_columns(study, "distribution", correlations), "mean size"),
-            "Correlations over depth.",
-        ),
-    ]
-
-
-def _norms(study: Study) -> list[Markup]:
-    rows = study["diagnosis"]
-    columns = {
-        "layer": "layer", "verdict": "verdict", "live": "live", "zero": "zero", "min": "min",
-        "median": "median", "max": "max", "cv": "std / mean", "cv_iid": "iid",
-        "min_over_median": "min / median",
-    }  # fmt: skip
-    lines = {"std / mean": "cv", "iid": "cv_iid", "min / median": "min_over_median"}
-    drawing = _curves(
-        _columns(study, "diagnosis", lines), "L2 norms", log=all(r["min"] > 0 for r in rows)
-    )
-    return [
-        _table(rows, columns, lambda row: row["verdict"] == "suits a norm"),
-        figure(drawing, "Deviation and smallest norm over depth."),
-    ]
-
-
-def _densities(study: Study) -> list[Markup]:
-    parts = []
-    for start in range(0, len(study["norms"]), MOST_PANELS):
-        part = study["norms"][start : start + MOST_PANELS]
-        parts.append(figure(densities(part), f"Norms, {part[0]['layer']} to {part[-1]['layer']}."))
-    return parts
-
-
-def _table(
-    rows: Sequence[Row], columns: Mapping[str, str], marked: Callable[[Row], bool]
-) -> Markup:
-    """columns: key -> heading."""
-    cells = ([row[key] for key in columns] for row in rows)
-    return table(list(columns.values()), cells, [i for i, r in enumerate(rows) if marked(r)])
-
-
-def _depths(study: Study) -> dict[str, int]:
-    """Layer -> its place in the order of execution."""
-    return {row["layer"]: row["depth"] for row in study["layers"]}
-
-
-def _columns(study: Study, name: str, keys: Mapping[str, str]) -> dict[str, Line]:
-    """A line over depth for each column of a table with a row for each layer."""
-    depths = _depths(study)
-    return {
-        label: [(depths[row["layer"]], row[key]) for row in study[name]]
-        for label, key in keys.items()
-    }
-
-
-def _over_depth(
-    study: Study, name: str, value: Callable[[Row], float | None], *keys: str
-) -> dict[str, Line]:
-    """A line over depth for each pair or criterion of a table: means of a layer's rows."""
-    depths = _depths(study)
-    rows = [row for row in study[name] if row["scope"] == "layer"]
-    return {
-        ", ".join(which): [
-            (depths[layer], mean(map(value, of_layer)))
-            for (layer,), of_layer in grouped(group, "layer").items()
-        ]
-        for which, group in grouped(rows, *keys).items()
-    }
-
-
-def _curves(lines: Mapping[str, Line], label: str, log: bool = False) -> Figure:
-    return curves(lines, "layer, in the order of execution", label, log=log)
-
-
-def heatmaps(pairs: Sequence[Row], names: Sequence[str]) -> Figure:
-    """Spearman of every pair of criteria and of its null, one matrix each, on one scale -1..1."""
-    from matplotlib.figure import Figure
-
-    titles = {
-        "spearman": "mean of the layers", "spearman_null": "their null",
-        "global": "one ranking over the network", "global_null": "its null",
-    }  # fmt: skip
-    shown = [key for key in titles if any(row[key] is not None for row in pairs)]
-    size, lines = 0.62 * len(names) + 1.2, -(-len(shown) // 2)
-    drawing = Figure(figsize=(2 * size, lines * size), layout="constrained")
-    for index, key in enumerate(shown):
-        axes = drawing.add_subplot(lines, 2, index + 1)
-        axes.set_title(titles[key], fontsize=10)
-        values = {frozenset((row["a"], row["b"])): row[key] for row in pairs}
-        values |= {frozenset((name,)): 1.0 for name in names}
-        grid = [[_or_nan(values.get(frozenset((a, b)))) for b in names] for a in names]
-        image = axes.imshow(grid, vmin=-1, vmax=1, cmap="RdBu_r")
-        for i, row in enumerate(grid):
-            for j, value in enumerate(row):
-                label = "" if value != value else f"{value:.2f}"
-                colour = "white" if abs(value) > 0.6 else "black"
-                axes.text(j, i, label, ha="center", va="center", fontsize=8, color=colour)
-        axes.set_xticks(range(len(names)), names, rotation=45, ha="right", fontsize=8)
-        axes.set_yticks(range(len(names)), names, fontsize=8)
-    drawing.colorbar(image, ax=drawing.axes, shrink=0.6, label="Spearman")
-    return drawing
-
-
-def densities(entries: Sequence[Row]) -> Figure:
-    """The norms of each layer's live filters: kernel density, and a tick for each filter below."""
-    from matplotlib.figure import Figure
-
-    columns = min(4, len(entries))
-    lines = -(-len(entries) // columns)
-    drawing = Figure(figsize=(2.5 * columns, 1.7 * lines), layout="constrained")
-    for index, entry in enumerate(entries):
-        axes = drawing.add_subplot(lines, columns, index + 1)
-        axes.plot(entry["linear"]["x"], entry["linear"]["y"], color=COLOURS[0], linewidth=1)
-        norms = entry["norms"]
-        step = max(len(norms) / RUG, 1.0)
-        ticks = [norms[int(i * step)] for i in range(int(len(norms) / step))]
-        axes.plot(ticks, [0.0] * len(ticks), "|", color=COLOURS[1], markersize=6, alpha=0.6)
-        axes.set_xlim(left=0)
-        axes.set_title(entry["layer"], fontsize=7)
-        axes.tick_params(labelsize=6)
-        axes.set_yticks([])
-    return drawing
-
-
-def _or_nan(value: float | None) -> float:
-    return float("nan") if value is None else value
+def headings(rows: Sequence[Row]) -> list[str]:
+    return [key.replace("_", " ") for key in rows[0]]
 
 
 def _plain(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-
-
-def _digits(value: float | None, digits: int = 2) -> tuple[float, str] | None:
-    return None if value is None else (value, f"{value:.{digits}f}")

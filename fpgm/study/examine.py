@@ -8,25 +8,27 @@ from typing import Any
 
 import numpy as np
 
-from fpgm.study import summary, tables
-from fpgm.study.agreement import (
+from fpgm.study import summary
+from fpgm.study.scores import Layer, scored_layers, watched
+from fpgm.study.settings import Settings
+from fpgm.study.statistics import tables
+from fpgm.study.statistics.agreement import (
     Array,
     Shape,
-    comparable,
     count_draws,
     draw,
     figures,
     in_one_ranking,
     shares,
     tie_order,
+    weight_only,
     whole_network,
 )  # fmt: skip
-from fpgm.study.scores import Layer, perturbed, scored_layers, watched, weight_only
-from fpgm.study.settings import NORMALISE, Settings
+from fpgm.study.statistics.weights import assumption, diagnose, untestable
 from fpgm.study.subject import Subject
-from fpgm.study.weights import battery, density, diagnose, verdict
 
-SCHEMA = 1
+SCHEMA = 2
+NETWORKS = 40  # of Gaussian filters that one ranking over the network is compared with
 Result = dict[str, Any]
 
 
@@ -34,19 +36,10 @@ def examine(subject: Subject, settings: Settings) -> Result:
     """All numbers of a study, ready for JSON. Raises Error."""
     notes: list[str] = []
     layers, criteria, left = scored_layers(subject, settings, notes)
-    shapes = Counter(layer.shape for layer in layers)
-    nulls = {  # draws for every shape there is
-        shape: draw(
-            shape, weight_only(criteria), count_draws(shape, max(settings.draws, shapes[shape])),
-            settings.seed,
-        )
-        for shape in watched(list(shapes), "Gaussian null")
-    }  # fmt: skip
     result: Result = {
         "schema": SCHEMA,
         "network": subject.source,
         "settings": asdict(settings) | {"criteria": list(criteria)},
-        "notes": notes,
         "layers": [
             {
                 "layer": layer.name, "depth": depth, "shape": "x".join(map(str, layer.shape)),
@@ -56,24 +49,38 @@ def examine(subject: Subject, settings: Settings) -> Result:
             for depth, layer in enumerate(layers)
         ],
         "left_out": [{"layer": name, "reason": reason} for name, reason in left.items()],
-        **{name: [] for name in ("similarity", "overlap", "applicability", "cuts", "collapse")},
-        **_shapes(layers, settings),
+        "similarity": [], "overlap": [], "applicability": [], "stability": [], "collapse": [],
+        "ranks": [
+            row for layer in layers
+            for row in tables.ranks(layer.name, layer.order.tolist(), layer.scores)
+        ],
+        **_weights(layers, settings, notes),
+        "notes": notes,
     }  # fmt: skip
-    if "layer" in settings.scopes:
-        of_shape = {
-            shape: figures(nulls[shape], settings.rates)
-            for shape in watched(list(nulls), "statistics of the null")
-        }
-        for layer in watched(layers, "statistics"):
-            names = [name for name in criteria if name in layer.scores]
-            gaussian = weight_only(criteria), of_shape[layer.shape], len(nulls[layer.shape])
-            scores, again = layer.matrix(names), layer.matrices(names)
-            _rank(result, layer.name, names, scores, again, gaussian, settings)
-    if "global" in settings.scopes:
-        _over_network(result, layers, criteria, nulls, settings)
+    nulls = _nulls(layers, weight_only(criteria), settings)
+    of_shape = {shape: figures(drawn, settings.rates) for shape, drawn in nulls.items()}
+    for layer in watched(layers, "statistics"):
+        names = [name for name in criteria if name in layer.scores]
+        gaussian = of_shape[layer.shape], len(nulls[layer.shape])
+        ranking = _ranking(layer.name, names, layer.matrix(names), *gaussian, settings)
+        _add(result, ranking)
+        again = {name: layer.again[name] for name in names if name in layer.again}
+        result["stability"] += tables.held(ranking, again, settings.seed)
+    _over_network(result, layers, criteria, nulls, settings)
     result.update(pairs=tables.pairs(result), criteria=tables.criteria(result))
     result["summary"] = summary.lines(result)
     return result
+
+
+def _nulls(layers: list[Layer], names: list[str], settings: Settings) -> dict[Shape, Array]:
+    """Scores of Gaussian filters of every shape there is, enough for its layers to differ."""
+    shapes = Counter(layer.shape for layer in layers)
+    return {
+        shape: draw(
+            shape, names, count_draws(shape, max(settings.draws, shapes[shape])), settings.seed
+        )
+        for shape in watched(list(shapes), "Gaussian null")
+    }
 
 
 def _over_network(
@@ -89,17 +96,10 @@ def _over_network(
         result["notes"].append(f"{name} over the network (some layers lack it)")
     if not names:
         return
-    matrices, rates, how = (
-        [layer.matrix(names) for layer in layers],
-        settings.rates,
-        settings.normalise,
-    )
-    filters = {layer.name: layer.shape[0] for layer in layers}
-    for each in NORMALISE:
-        pruned = shares([comparable(matrix, each) for matrix in matrices], rates)
-        result["collapse"] += tables.collapse(
-            names, each, filters, pruned, rates, settings.collapse
-        )
+    rates, how = settings.rates, settings.normalise
+    scores = in_one_ranking([layer.matrix(names) for layer in layers], how)
+    lost = shares(scores, [layer.shape[0] for layer in layers], rates)
+    result["collapse"] += tables.collapse(names, [layer.name for layer in layers], lost, rates)
     plain = weight_only(names)
     deviations = [float(layer.weight.std()) for layer in layers]
     shapes = [layer.shape for layer in layers]
@@ -107,48 +107,41 @@ def _over_network(
     networks = np.stack(
         [
             in_one_ranking(whole_network(shapes, deviations, plain, nulls, generator), how)
-            for _ in range(settings.draws)
+            for _ in range(max(settings.draws, NETWORKS))
         ]
     )
-    scores = in_one_ranking(matrices, how)
-    again = in_one_ranking([layer.matrices(names) for layer in layers], how)
-    gaussian = plain, figures(networks, rates), len(networks)
-    _rank(result, "", names, scores, again, gaussian, settings)
+    _add(result, _ranking("", names, scores, figures(networks, rates), len(networks), settings))
 
 
-def _rank(
-    result: Result,
-    layer: str,
-    names: list[str],
-    scores: Array,
-    again: Array,
-    gaussian: tuple[list[str], dict[str, Array], int],
+def _ranking(
+    layer: str, names: list[str], scores: Array, gaussian: dict[str, Array], draws: int,
     settings: Settings,
-) -> None:
-    """Add the rows of one ranking, of a layer or (its name is empty) of the network."""
+) -> tables.Ranking:  # fmt: skip
+    """Of a layer or (its name is empty) of the network."""
     where = {"scope": "layer" if layer else "global", "layer": layer}
-    ties = tie_order(names, layer, (1 + len(again), scores.shape[1]), settings.seed)
-    ranking = tables.Ranking(
-        where, names, settings.rates, scores, again, ties,
-        {name: perturbed(name) for name in names}, *gaussian,
-    )  # fmt: skip
+    ties = tie_order(names, layer, (scores.shape[1],), settings.seed)
+    return tables.Ranking(where, names, settings.rates, scores, ties, gaussian, draws)
+
+
+def _add(result: Result, ranking: tables.Ranking) -> None:
     result["similarity"] += tables.similarity(ranking)
     result["overlap"] += tables.overlaps(ranking)
     result["applicability"] += tables.applicability(ranking)
-    result["cuts"] += tables.cuts(ranking)
 
 
-def _shapes(layers: list[Layer], settings: Settings) -> Result:
-    """Weight distribution and FPGM's diagnosis."""
-    tests, diagnoses, every = [], [], []
-    for layer in watched(layers, "distributions"):
+def _weights(layers: list[Layer], settings: Settings, notes: list[str]) -> Result:
+    """The assumption on the weights, and FPGM's diagnosis of their norms."""
+    tested, diagnoses = [], []
+    for layer in watched(layers, "the assumption"):
         weight = layer.weight.double().numpy()
+        why = untestable(weight)
+        if why is None:
+            found = assumption(weight, settings.alpha, settings.seed)
+            tested.append({"layer": layer.name, **found})
+        else:
+            notes.append(f"the assumption in {layer.name} ({why})")
         norms = np.linalg.norm(weight.reshape(len(weight), -1), axis=1)
-        tested = battery(weight, settings.seed)
-        said = verdict(tested, settings.alpha, settings.max_skew, settings.max_kurtosis)
-        tests.append({"layer": layer.name, **tested, "verdict": said})
         diagnosis = diagnose(norms, weight[0].size, settings.min_cv, settings.max_minimum)
         counts = {"layer": layer.name, "live": len(norms), "zero": layer.filters - len(norms)}
         diagnoses.append(counts | diagnosis)
-        every.append({"layer": layer.name, "norms": norms.tolist(), "linear": density(norms)})
-    return {"distribution": tests, "diagnosis": diagnoses, "norms": every}
+    return {"assumption": tested, "diagnosis": diagnoses}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -26,8 +26,8 @@ from fpgm.graph.groups import prunable
 from fpgm.graph.trace import trace
 from fpgm.networks.weights import weight_of
 from fpgm.selection.ranking import levelled
-from fpgm.study.agreement import Array
 from fpgm.study.settings import Settings
+from fpgm.study.statistics.agreement import Array, weight_only
 from fpgm.study.subject import Subject
 
 T = TypeVar("T")
@@ -38,8 +38,8 @@ Evidence = Mapping[str, Mapping[str, Tensor]]  # layer -> parameter of a criteri
 @dataclass
 class Layer:
     """One convolution. filters: how many it has; order: indices of those that live, sorted by
-    norm; weight: (n, C, kH, kW) theirs, float32; scores: criterion -> (n,), again: criterion ->
-    (D, n) after small perturbations."""
+    norm; weight: (n, C, kH, kW) theirs, float32; scores: criterion -> (n,), again: of those that
+    read images -> (D, n) from batches drawn anew."""
 
     name: str
     filters: int
@@ -56,27 +56,10 @@ class Layer:
         """(K, n)."""
         return np.stack([self.scores[name] for name in names])
 
-    def matrices(self, names: Sequence[str]) -> Array:
-        """After perturbation, (D, K, n)."""
-        return np.stack([self.again[name] for name in names], axis=1)
-
 
 def watched(items: Sequence[T], what: str) -> Iterable[T]:
     """How far a loop is, where somebody watches."""
     return tqdm(items, desc=what, leave=False, disable=None)
-
-
-def weight_only(names: Iterable[str]) -> list[str]:
-    """Those that look at nothing but the weight."""
-    return [name for name in names if not CRITERIA[name].views]
-
-
-def perturbed(name: str) -> str:
-    """What is varied to see whether a criterion's choice holds."""
-    criterion = CRITERIA[name]
-    if criterion.reads_images:
-        return "batches"
-    return f"{criterion.needs_part}'s scale" if criterion.views else "weights"
 
 
 def scored_layers(
@@ -194,7 +177,9 @@ def _score(
             notes.append(f"{name} in layers without {part} ({', '.join(places)})")
     evidence = _evidence(subject, layers, looking, settings)
     for layer in watched(layers, "criteria"):
-        score(layer, weight_only(criteria), settings)
+        seed = zlib.crc32(f"{settings.seed}/{layer.name}".encode())
+        for name in weight_only(criteria):
+            layer.scores[name] = scored(name, layer.weight, seed)
         for name in looking:
             if layer.name not in lacking[name]:
                 score_with(layer, name, evidence, settings)
@@ -224,28 +209,10 @@ def _evidence(
     return gathered
 
 
-def score(layer: Layer, names: Sequence[str], settings: Settings) -> None:
-    """Fill in the scores of criteria that look at the weight alone, and those with noise on it."""
-    generator = np.random.default_rng([settings.seed, zlib.crc32(layer.name.encode())])
-    seed = zlib.crc32(f"{settings.seed}/{layer.name}".encode())
-    layer.scores.update({name: scored(name, layer.weight, seed) for name in names})
-    deviation = float(layer.weight.std()) * settings.noise
-    noisy = (
-        layer.weight
-        + deviation * torch.from_numpy(generator.standard_normal(layer.shape, dtype=np.float32))
-        for _ in range(settings.perturbations)
-    )
-    rows = [[scored(name, weight, seed) for name in names] for weight in noisy]
-    layer.again.update(
-        {name: np.stack(draws) for name, draws in zip(names, zip(*rows, strict=True), strict=True)}
-    )
-
-
 def score_with(layer: Layer, name: str, evidence: Sequence[Evidence], settings: Settings) -> None:
     """Fill in the scores of a criterion that takes evidence: one dictionary for each batch.
 
-    The score is that of the mean over batches. With several batches the perturbation is a
-    bootstrap over them; with one (BatchNorm's parameters are what they are) noise on the evidence.
+    The score is that of the mean over batches; `again` gets those of a bootstrap over them.
     """
     generator = np.random.default_rng([settings.seed, zlib.crc32(f"{layer.name}/{name}".encode())])
     of_layer = [batch[layer.name] for batch in evidence]
@@ -254,23 +221,17 @@ def score_with(layer: Layer, name: str, evidence: Sequence[Evidence], settings: 
         key: [view.part_of(values[key], layer.order) for values in of_layer if key in values]
         for key, view in views.items()
     }
+
+    def of(batches: Iterable[int]) -> Array:
+        chosen = list(batches)
+        joined = {key: views[key].joined([row[i] for i in chosen]) for key, row in rows.items()}
+        return scored(name, layer.weight, 0, **joined)
+
     count = len(next(iter(rows.values())))
-
-    def shaken(key: str, chosen: np.ndarray[Any, Any]) -> Tensor:
-        values = rows[key]
-        if count > 1:
-            return views[key].joined([values[i] for i in chosen])
-        added = torch.from_numpy(generator.standard_normal(values[0].shape))
-        return (values[0] + settings.noise * values[0].std() * added).abs()
-
-    def draws() -> Iterator[dict[str, Tensor]]:
-        for _ in range(settings.perturbations):
-            chosen = generator.integers(count, size=count) if count > 1 else np.zeros(1, int)
-            yield {key: shaken(key, chosen) for key in rows}
-
-    whole = {key: views[key].joined(values) for key, values in rows.items()}
-    layer.scores[name] = scored(name, layer.weight, 0, **whole)
-    layer.again[name] = np.stack([scored(name, layer.weight, 0, **drawn) for drawn in draws()])
+    layer.scores[name] = of(range(count))
+    if count > 1:
+        chosen = generator.integers(count, size=(settings.resamples, count)).tolist()
+        layer.again[name] = np.stack([of(batches) for batches in chosen])
 
 
 def scored(name: str, weight: Tensor, seed: int = 0, **evidence: Any) -> Array:

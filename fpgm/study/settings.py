@@ -9,7 +9,6 @@ from typing import Any
 from fpgm.errors import Error
 
 NORMALISE = ("none", "mean", "l2", "rank")
-SCOPES = ("layer", "global")
 LAYERS = ("prunable", "all")
 
 
@@ -23,33 +22,27 @@ def limit(default: float, most: float, what: str) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """criteria: empty for all that the network and the data can serve; scopes: rankings by layer,
-    over the network, or both; rates: shares of filters pruned; normalise: how layers are made
-    comparable in the ranking over the network (see fpgm.selection.ranking); layers: those that fpgm
-    would prune, or all convolutions. 39 draws make a 95 % interval.
+    """criteria: empty for all that the network and the data can serve; rates: shares of filters
+    pruned; normalise: how layers are made comparable in the ranking over the network (see
+    fpgm.selection.ranking); layers: those that fpgm would prune, or all convolutions; draws: small
+    layers get more.
 
-    The thresholds are ours, no paper gives any: a layer is called not Gaussian if D'Agostino's test
-    rejects at alpha and an effect is above its limit; iid Gaussian filters have a std / mean of
-    0.13 in a 3x3 layer with 3 inputs, of 0.04 with 32.
+    The limits of norms are ours, no paper gives any: iid Gaussian filters have a std / mean of 0.13
+    in a 3x3 layer with 3 inputs, of 0.04 with 32.
     """
 
     criteria: tuple[str, ...] = ()
-    scopes: tuple[str, ...] = SCOPES
     rates: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
     normalise: str = "mean"
     layers: str = "prunable"
     seed: int = count(0, 0, "of all random numbers")
-    draws: int = count(40, 3, "Gaussian networks of the null, at least")
-    perturbations: int = count(10, 1, "times that a choice is made again")
-    noise: float = limit(0.01, 10, "added to the weights then, in their standard deviations")
+    draws: int = count(10, 3, "Gaussian networks of the null, at least")
     batches: int = count(32, 2, "batches of training images to read")
     batch_size: int = count(32, 2, "images in each")
-    alpha: float = limit(0.01, 1, "level of the test for Gaussian weights")
-    max_skew: float = limit(0.5, 1e3, "|skew| of weights still called Gaussian")
-    max_kurtosis: float = limit(1.0, 1e3, "the same of |excess kurtosis|")
+    resamples: int = count(10, 1, "times that those are drawn anew, to see if a choice holds")
+    alpha: float = limit(0.01, 1, "level of the tests of the assumption")
     min_cv: float = limit(0.2, 1e3, "std / mean that norms need to tell filters apart")
     max_minimum: float = limit(0.1, 1, "least norm / median that counts as near zero")
-    collapse: float = limit(0.9, 1, "share pruned at which a layer has collapsed")
 
     def __post_init__(self) -> None:
         problem = next(_problems(self), None)
@@ -64,21 +57,19 @@ def numbers() -> dict[str, Field[Any]]:
 
 def _problems(s: Settings) -> Iterator[str]:
     for flag, chosen, choices in (
-        ("--scope", s.scopes, SCOPES),
-        ("--normalise", (s.normalise,), NORMALISE),
-        ("--layers", (s.layers,), LAYERS),
+        ("--normalise", s.normalise, NORMALISE),
+        ("--layers", s.layers, LAYERS),
     ):
-        for value in chosen:
-            if value not in choices:
-                yield f"{flag} {value}: choose from {', '.join(choices)}"
+        if chosen not in choices:
+            yield f"{flag} {chosen}: choose from {', '.join(choices)}"
     for rate in s.rates:
         if not 0 < rate < 1:
             yield f"--rates {rate:g}: must be above 0 and below 1, for example 0.4"
-    for flag, several in (("--criteria", s.criteria), ("--scope", s.scopes), ("--rates", s.rates)):
+    for flag, several in (("--criteria", s.criteria), ("--rates", s.rates)):
         if len(set(several)) < len(several):
             yield f"{flag} {','.join(map(str, several))}: names one twice"
-    if not s.scopes or not s.rates:
-        yield "--scope and --rates: give one of each at least, for example --scope layer"
+    if not s.rates:
+        yield "--rates: give one at least, for example --rates 0.4"
     for flag, f in numbers().items():
         value, least, most = getattr(s, f.name), f.metadata.get("least"), f.metadata.get("most")
         if least is not None and value < least:

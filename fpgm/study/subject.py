@@ -42,12 +42,21 @@ def find(
     seed: int,
     want_images: bool,
 ) -> Subject:
-    """The network of a run directory, a checkpoint, or a name. Raises Error and those of what
-    it reads."""
+    """The network of a run directory, a checkpoint, or a name. weights: random (or None),
+    torchvision, or a run directory or checkpoint. Raises Error and those of what it reads."""
     if path is None:
         if arch is None:
             raise Error("give a run directory, a checkpoint, or --arch, as in --arch resnet50")
-        source, model = _by_name(arch, weights, seed)
+        if weights in (None, "random", "torchvision"):
+            source, model = _by_name(arch, weights, seed)
+        elif Path(str(weights)).exists():
+            path = Path(str(weights))
+            source, model = _from_disk(path, arch)
+        else:
+            raise Error(
+                f"--weights {weights}: no such run directory or checkpoint, and neither random nor "
+                "torchvision"
+            )
     elif weights is not None:
         raise Error(f"--weights {weights}: only with --arch and without {path}")
     else:
@@ -62,12 +71,8 @@ def find(
 
 def _by_name(arch: str, weights: str | None, seed: int) -> tuple[str, nn.Module]:
     torch.manual_seed(seed)
-    if weights is None:
-        return f"{arch}, random start, seed {seed}", _build(arch)
     if weights != "torchvision":
-        raise Error(
-            f"--weights {weights}: only torchvision; give a checkpoint in place of a run directory"
-        )
+        return f"{arch}, random start, seed {seed}", _build(arch)
     if arch not in torchvision.models.list_models(module=torchvision.models):
         raise Error(f"--weights torchvision: torchvision has no network called {arch}")
     choices = torchvision.models.get_model_weights(arch)
@@ -101,17 +106,21 @@ def _from_disk(path: Path, arch: str | None) -> tuple[str, nn.Module]:
         read_config(path)
         if not (path / "zeroed.pt").exists():
             raise Error(f"{path}: no zeroed.pt there, so that run is not done; finish it first")
-        return f"{path}, zeroed.pt", load(path / "zeroed.pt")
+        if arch is None:
+            return f"{path}, zeroed.pt", load(path / "zeroed.pt")
+        path /= "zeroed.pt"
     content = checkpoint.read(path)
     if arch is None:
-        if "arch" not in content:
-            raise Error(f"{path}: a plain state_dict; name its network, as in --arch resnet56")
+        if "keep" not in content:
+            raise Error(f"{path}: no network is named there; name it, as in --arch resnet56")
         return str(path), load(path)
-    state = content.get("state_dict", content)
+    # `model`: what an epoch leaves, last.pt.
+    state = content.get("state_dict", content.get("model", content))
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise CheckpointError(f"{path}: holds no state_dict of a network")
+    state = {name.removeprefix("module."): value for name, value in state.items()}
     model = _build(arch, *_sizes(path, state))
-    checkpoint.load_weights(model, path)
+    checkpoint.fit(model, state, str(path))
     return f"{path}, {arch}", model
 
 

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any
 
-from fpgm.study.tables import CHANCE, GAUSSIAN, Row, Study, grouped, mean
+from fpgm.study.statistics.tables import (
+    BESIDE,
+    CHANCE,
+    COLLAPSED,
+    EFFECTS,
+    GAUSSIAN,
+    Row,
+    Study,
+    grouped,
+    mean,
+    median,
+    shared_pairs,
+)  # fmt: skip
+from fpgm.study.statistics.weights import PARTS
 
-RELATIONS = {
-    "above": "more alike than their null",
-    "as": "as alike as their null",
-    "below": "less alike than their null",
+KINDS = {  # by the null of a pair: what it is of, and what the null is
+    GAUSSIAN: ("of the weights alone", "on Gaussian filters"),
+    CHANCE: ("where one sees more", "by chance"),
 }
 
 
@@ -27,125 +38,136 @@ def lines(study: Study) -> list[str]:
     return [
         f"Network: {study['network']}; {len(layers)} layers, {filters:,} filters"
         + (f", and {zero:,} that are all zero and counted apart." if zero else "."),
-        "Left out: " + ("; ".join([*reasons, *study["notes"]]) or "nothing") + ".",
+        _overlap(study),
         *_similarity(study["pairs"]),
         _over_network(study["pairs"]),
-        _overlap(study),
         _applicability(study["criteria"]),
         _collapse(study),
-        _distribution(study["distribution"]),
+        _assumption(study["assumption"], study["settings"]["alpha"]),
         _diagnosis(study["diagnosis"]),
+        "Left out: " + ("; ".join([*reasons, *study["notes"]]) or "nothing") + ".",
     ]
 
 
 def _similarity(rows: Sequence[Row]) -> tuple[str, str]:
-    """What agrees more than chance alone gives, and where criteria part."""
+    """What agrees more than its null, and where criteria part."""
     compared = [row for row in rows if row["spearman"] is not None]
     if not compared:
-        return "Layer by layer: no pair compared.", "Where they part: no pair compared."
-    by = grouped(compared, "relation")
-    parts = [f"{words} {_pairs(by[(kind,)])}" for kind, words in RELATIONS.items() if (kind,) in by]
-    least = min(compared, key=lambda row: row["least"])
-    ranges = []
-    for (kind,), of_kind in sorted(grouped(compared, "null").items(), reverse=True):
-        values = [row["spearman"] for row in of_kind]
-        ranges.append(f"{KINDS[kind].format(min(values), max(values))}")
+        return "Ranks in layers: no pair compared.", "Where they part: no pair compared."
+    by, parts = grouped(compared, "null"), []
+    for kind, (words, null) in KINDS.items():
+        if of := by.get((kind,)):
+            counts = Counter(row["relation"] for row in of)
+            average, beside = (
+                mean(row[key] for row in of) for key in ("spearman", "spearman_null")
+            )
+            parts.append(
+                f"of {len(of)} pairs {words} {counts['above']} agree more than {null}, "
+                f"{counts['below']} less (mean Spearman {average:.2f}, {null} {beside:.2f})"
+            )
+    parted = [f"{r['a']}-{r['b']} {r['spearman']:.2f}" for r in _by(compared, "spearman")]
+    least = _by(compared, "least")[0]
     return (
-        "Layer by layer (mean Spearman / null): " + "; ".join(parts) + ".",
-        f"Where they part: the least alike are {least['a']} and {least['b']} in "
-        f"{least['least_layer']}, {least['least']:.2f}; {', '.join(ranges)}.",
+        f"Ranks in layers: {'; '.join(parts)}.",
+        f"Where they part: on average {', '.join(parted[:3])}; in one layer {least['a']}-"
+        f"{least['b']} {least['least']:.2f} ({least['least_layer']}).",
     )
 
 
-KINDS = {
-    GAUSSIAN: "weight-only pairs {:.2f} to {:.2f} on average",
-    CHANCE: "pairs with another criterion {:.2f} to {:.2f}",
-}
-
-
-def _pairs(rows: Sequence[Row]) -> str:
-    shown = sorted(rows, key=lambda row: -abs(row["spearman"] - row["spearman_null"]))
-    return _some(
-        [f"{r['a']}-{r['b']} {r['spearman']:.2f} / {r['spearman_null']:.2f}" for r in shown], 4
-    )
+def _by(rows: Iterable[Row], key: str) -> list[Row]:
+    return sorted((row for row in rows if row[key] is not None), key=lambda row: row[key])
 
 
 def _over_network(rows: Sequence[Row]) -> str:
     both = [r for r in rows if r["global"] is not None and r["spearman"] is not None]
     if not both:
-        return "Over the network: not asked for beside the layers."
-    text = ", ".join(
-        f"{r['a']}-{r['b']} {r['global']:.2f} (layers {r['spearman']:.2f}, null "
-        f"{r['global_null']:.2f})"
-        for r in sorted(both, key=lambda r: -abs(r["global"] - r["spearman"]))[:3]
-    )
+        return "In one ranking over the network: no pair compared."
+    most = max(both, key=lambda r: abs(r["global"] - r["spearman"]))
     change = mean(r["global"] - r["spearman"] for r in both) or 0.0
     word = "as much as" if abs(change) < 0.02 else "less than" if change < 0 else "more than"
     return (
-        f"Over the network criteria agree {word} in its layers (mean {change:+.2f}); largest "
-        f"changes: {text}."
+        f"In one ranking over the network they agree {word} in layers (mean {change:+.2f}); most "
+        f"apart: {most['a']}-{most['b']} {most['global']:.2f}, in layers {most['spearman']:.2f}."
     )
 
 
 def _overlap(study: Study) -> str:
-    settings = study["settings"]
-    rate = min(settings["rates"], key=lambda r: abs(r - 0.4))
-    scope = "layer" if "layer" in settings["scopes"] else "global"
-    rows = [r for r in study["overlap"] if r["rate"] == rate and r["scope"] == scope]
-    texts = {}
-    for (a, b), of_pair in grouped(rows, "a", "b").items():
-        value = mean(r["jaccard"] for r in of_pair)
-        if value is not None:
-            null = mean(r["jaccard_null"] for r in of_pair)
-            texts[f"{a}-{b} {value:.2f} (null {null:.2f})"] = value
-    if not texts:
-        return f"Pruned sets at {100 * rate:g} %: no pair compared."
-    ends = " and ".join(end(texts, key=texts.__getitem__) for end in (min, max))
-    return f"Pruned sets at {100 * rate:g} % overlap (Jaccard) between {ends}."
+    """The answer: how much of what is pruned depends on the criterion."""
+    rate = min(study["settings"]["rates"], key=lambda r: abs(r - 0.4))
+    rows = [
+        row for row in study["overlap"]
+        if row["rate"] == rate and row["scope"] == "layer" and row["jaccard"] is not None
+    ]  # fmt: skip
+    by = {
+        "-".join(pair): mean(r["jaccard"] for r in of) or 0.0
+        for pair, of in grouped(rows, "a", "b").items()
+    }
+    if not by:
+        return f"Does the criterion matter? No pair compared at {100 * rate:g} %."
+    least, most = min(by, key=by.__getitem__), max(by, key=by.__getitem__)
+    parts = [
+        f"by {mean(r['jaccard'] for r in of):.2f} for two {KINDS[kind][0]} "
+        f"({mean(r['jaccard_null'] for r in of):.2f} {KINDS[kind][1]})"
+        for (kind,), of in grouped(rows, "null").items()
+    ]
+    return (
+        f"Does the criterion matter? Sets pruned at {100 * rate:g} % overlap (Jaccard, 1: the "
+        f"same) {', '.join(parts)}; {most} {by[most]:.2f}, {least} {by[least]:.2f}."
+    )
 
 
 def _applicability(rows: Sequence[Row]) -> str:
-    parts = [
-        f"{r['criterion']} {100 * r['cv']:.1f} % "
-        + ("(" if r["cv_null"] is None else f"(null {100 * r['cv_null']:.1f}, ")
-        + (f"{r['stability']:.2f})" if r["stability"] is not None else "-)")
-        for r in sorted((r for r in rows if r["cv"] is not None), key=lambda r: r["cv"])
+    spread = [
+        f"{r['criterion']} {100 * r['cv']:.1f} %"
+        + ("" if r["cv_null"] is None else f" ({100 * r['cv_null']:.1f} on Gaussian filters)")
+        for r in _by(rows, "cv")
     ]
-    return (
-        "Spread of the scores, median std / mean (and mean Jaccard of the choice under a small "
-        f"perturbation): {', '.join(parts) or 'none'}."
+    some = [*spread[:3], f"... {spread[-1]}"] if len(spread) > 4 else spread
+    held = _by(rows, "stability")
+    return f"Spread of the scores, median std / mean: {', '.join(some) or 'none'}." + (
+        f" From other batches the pruned set stays by {held[0]['stability']:.2f} "
+        f"({held[0]['criterion']}, Jaccard) to {held[-1]['stability']:.2f}."
+        if held
+        else ""
     )
 
 
 def _collapse(study: Study) -> str:
-    how = study["settings"]["normalise"]
-    rows = [r for r in study["collapse"] if r["normalise"] == how]
+    how, rows = study["settings"]["normalise"], study["collapse"]
     if not rows:
         return "Layer collapse: no ranking over the network."
-    alike: dict[tuple[Any, ...], list[str]] = {}
+    alike: dict[tuple[float, str] | None, list[str]] = {}
     for (name,), of_criterion in grouped(rows, "criterion").items():
-        lost = [row for row in of_criterion if row["collapsed"]]
-        rate = min((row["rate"] for row in lost), default=None)
-        layers = tuple(row["layer"] for row in lost if row["rate"] == rate)
-        alike.setdefault((rate, layers), []).append(name)
+        least = min((r for r in of_criterion if r["layers"]), key=lambda r: r["rate"], default=None)
+        first = (least["rate"], least["collapsed"]) if least else None
+        alike.setdefault(first, []).append(name)
     text = [
-        f"{', '.join(names)}: " + (f"from {100 * rate:g} % on {_some(layers)}" if rate else "none")
-        for (rate, layers), names in alike.items()
+        f"{_some(names)} from {100 * first[0]:g} % on {_some(first[1].split(', '))}"
+        if first
+        else f"none by {_some(names)}"
+        for first, names in alike.items()
     ]
-    limit = 100 * study["settings"]["collapse"]
-    return f"Layers that lose {limit:g} % in one ranking (normalise={how}): {'; '.join(text)}."
+    limit = f"{100 * COLLAPSED:g} %"
+    return f"Layers that lose {limit} in one ranking (normalise={how}): {'; '.join(text)}."
 
 
-def _distribution(rows: Sequence[Row]) -> str:
-    odd = [row for row in rows if row["verdict"] == "not gaussian"]
-    text = f"Weights look Gaussian in {len(rows) - len(odd)} of {len(rows)} layers"
-    if odd:
-        worst = max(odd, key=lambda row: abs(row["excess_kurtosis"]))
-        text += (
-            f"; not in {_some([row['layer'] for row in odd])} (furthest {worst['layer']}, excess "
-            f"kurtosis {worst['excess_kurtosis']:.1f}, skew {worst['skew']:.1f})"
-        )
-    return text + "."
+def _assumption(rows: Sequence[Row], alpha: float) -> str:
+    """How many layers fail each part of the assumption, and the effects beside the null."""
+    if not rows:
+        return "The assumption of Gaussian filters: no layer can be tested."
+    failed = Counter(part for row in rows for part in row["failed"].split(", "))
+    counts = ", ".join(f"{part} in {failed[part]}" for part in PARTS)
+    middle = {key: median(row[key] for row in rows) for key in EFFECTS}
+    effects = [
+        f"{words} {middle[key]:.2g} ({middle[null]:.2g})"
+        for words, (key, null) in BESIDE.items()
+        if middle[key] is not None
+    ]
+    return (
+        f"The assumption of Gaussian filters fails, of {len(rows)} layers, by {counts} ("
+        f"{alpha * len(rows):.2g} of each by chance). Medians (and of Gaussian filters): excess "
+        f"kurtosis {middle['excess_kurtosis']:.2g} (0), {', '.join(effects)}."
+    )
 
 
 def _diagnosis(rows: Sequence[Row]) -> str:
@@ -155,6 +177,28 @@ def _diagnosis(rows: Sequence[Row]) -> str:
     return f"FPGM's diagnosis: a norm criterion suits {suits} of {len(rows)} layers" + (
         f"{others if counts else ''}."
     )
+
+
+def several(rows: Sequence[Row], studies: Sequence[Study]) -> list[str]:
+    """A line for each of several networks, from its row (fpgm.study.statistics.tables.networks)."""
+    lines = []
+    for row in rows:
+        failed = ", ".join(f"{part} in {row[f'fail_{part}']}" for part in PARTS)
+        agree = (
+            f"; the {row['pairs']} pairs of criteria that all share agree by {row['spearman']:.2f} "
+            f"(null {row['spearman_null']:.2f})"
+        ) if row["pairs"] else ""  # fmt: skip
+        lines.append(
+            f"{row['network']}: of {row['tested']} layers the assumption fails by {failed}"
+            f"{agree}; a norm criterion suits {row['suits_norm']} of {row['layers']}."
+        )
+    if not shared_pairs(studies):
+        by = [f"{s['network']}: {', '.join(s['settings']['criteria'])}" for s in studies]
+        lines.append(
+            f"No two criteria of the weights were compared in all networks ({'; '.join(by)}), so "
+            "how far they agree is left out."
+        )
+    return lines
 
 
 def _some(names: Iterable[str], most: int = 3) -> str:

@@ -14,7 +14,7 @@ from fpgm.errors import Error
 from fpgm.figures import norms
 from fpgm.figures.layer import filters, names, pruned
 from fpgm.study.settings import Settings
-from fpgm.study.weights import diagnose
+from fpgm.study.statistics.weights import diagnose
 
 CRITERIA = ["gm", "l2"]
 

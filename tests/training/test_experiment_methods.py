@@ -1,4 +1,4 @@
-"""experiment=methods: every row of it runs, ships an equal network, and meets its budget."""
+"""experiment=methods and criteria: every row runs, ships an equal network, meets its budget."""
 
 from __future__ import annotations
 
@@ -17,12 +17,18 @@ from fpgm.runs import grid
 
 __all__ = ["few"]  # a fixture
 
-SWEEPER = yaml.safe_load((CONFIGS / "experiment" / "methods.yaml").read_text())["hydra"]["sweeper"]
+ROWS = [
+    row
+    for name in ("methods", "criteria")
+    for row in yaml.safe_load((CONFIGS / "experiment" / f"{name}.yaml").read_text())["hydra"][
+        "sweeper"
+    ]["rows"]
+]
 # Rows differ in their epochs: two are enough here.
 JOBS = list(
     dict.fromkeys(
         tuple(word for word in job if not word.startswith(("epochs=", "pretrained=")))
-        for job in grid.runs(SWEEPER["rows"])
+        for job in grid.runs(ROWS)
     )
 )
 
