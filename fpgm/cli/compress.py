@@ -19,7 +19,6 @@ from torch import nn
 from fpgm.cli.explain import explain
 from fpgm.compaction.compact import load
 from fpgm.compression import low_rank, ranks
-from fpgm.data import sets
 from fpgm.data.images import Images
 from fpgm.errors import BudgetError, Error
 from fpgm.graph.cost import cost
@@ -28,7 +27,7 @@ from fpgm.networks.layers import WAYS, ZHANG
 from fpgm.runs import checkpoint
 from fpgm.runs.files import write_text
 from fpgm.runs.run import read_config
-from fpgm.shipping.int8 import calibration
+from fpgm.shipping.int8 import calibration, images_of
 from fpgm.training.evaluate import accuracy, logits
 
 REPORT = "low_rank.json"
@@ -48,7 +47,7 @@ def compress(
     compact MACs. Raises Error, BudgetError, DataError, CheckpointError; then nothing is written.
     """
     config, saved = read_config(run), checkpoint.read(run / "compact.pt", ("arch", "preprocessing"))
-    images = _images(config, saved["preprocessing"])
+    images = images_of(run, choose_device("auto"))
     network = load(run).to(images.device)
     convs = low_rank.decomposable(network)
     known = {}
@@ -74,12 +73,6 @@ def compress(
     checkpoint.write(out / "compact.pt", {**saved, "low_rank": steps, "state_dict": state})
     write_text(out / REPORT, json.dumps(result, indent=2) + "\n")
     return result
-
-
-def _images(config: Mapping[str, Any], made: Mapping[str, Any]) -> Images:
-    """The run's images, normalised as its network has been trained."""
-    images = sets.load(choose_device("auto"), **config["dataset"])
-    return images.normalised_by(made["mean"], made["std"])
 
 
 def _too_much(energy: float | None, target: float | None, layers: Mapping[str, ranks.Layer]) -> str:

@@ -65,7 +65,11 @@ def loss(kernels: Tensor, found: Shared) -> float:
 def gathered(gradients: Tensor, found: Shared) -> Tensor:
     """Of each centre, from those of the kernels (n, 9): the sum of t^-1 of its kernels'. (K, 9)"""
     back = turned_back(gradients, found.turn)
-    return torch.zeros_like(found.centres).index_add_(0, found.which, back)
+    # One segment after the other: index_add has another order each time on a GPU, and processes
+    # that train together would part.
+    order = found.which.argsort(stable=True)
+    lengths = torch.bincount(found.which, minlength=len(found.centres))
+    return torch.segment_reduce(back[order], "sum", lengths=lengths)
 
 
 def bits(count: int, kernels: int, turns: bool) -> int:

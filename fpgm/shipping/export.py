@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from fpgm.compaction.compact import compare, load
-from fpgm.data import sets
 from fpgm.errors import Error, ShippingError
 from fpgm.runs.run import read_config
 from fpgm.shipping import int8
@@ -77,7 +76,7 @@ def export_run(directory: Path, kind: str, dynamic: bool) -> tuple[Path, dict[st
         )
     if kind == "onnx" and importlib.util.find_spec("onnxruntime") is None:
         raise ShippingError("--format onnx: needs pip install 'fpgm[export]'")
-    images = sets.load(torch.device("cpu"), **read_config(directory)["dataset"])
+    images = int8.images_of(directory)
     network = load(directory / "compact.pt")
     path = directory / f"compact.{kind}"
     export(network, path, images.image_shape, dynamic)
@@ -97,9 +96,8 @@ def export_run(directory: Path, kind: str, dynamic: bool) -> tuple[Path, dict[st
 def int8_run(path: Path, max_loss: float) -> dict[str, Any]:
     """Quantise what export_run has written to `path`, calibrated and checked on its run's images;
     see int8.deliver."""
-    config = read_config(path.parent)
-    images = sets.load(torch.device("cpu"), **config["dataset"])
-    return int8.deliver(path, images, config["residual"], max_loss)
+    residual = read_config(path.parent)["residual"]
+    return int8.deliver(path, int8.images_of(path.parent), residual, max_loss)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -21,12 +21,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fpgm.data import sets
 from fpgm.data.images import Images
 from fpgm.errors import DataError, Error, ShippingError, first_line
 from fpgm.graph.groups import RESIDUAL
 from fpgm.machine.apart import contained
 from fpgm.machine.device import adds_bytes_exactly, environment
+from fpgm.runs.checkpoint import preprocessing
 from fpgm.runs.files import write_bytes, write_text
+from fpgm.runs.run import read_config
 
 CALIBRATED, BATCH = 512, 32  # training images, in all and at once
 SEED = 0  # of which they are: any constant would do
@@ -44,6 +47,14 @@ class Quantised:
     images: int
     reduced: bool
     kept_float: list[str]
+
+
+def images_of(run: Path, device: torch.device | None = None) -> Images:
+    """A finished run's images, normalised as its network has been trained; on the CPU where no
+    device is given. Raises Error, DataError, CheckpointError."""
+    images = sets.load(device or torch.device("cpu"), **read_config(run)["dataset"])
+    made = preprocessing(str(run))
+    return images.normalised_by(made["mean"], made["std"])
 
 
 def calibration(images: Images) -> list[Tensor]:

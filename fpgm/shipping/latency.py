@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from fpgm.compaction.compact import load
-from fpgm.data import sets
 from fpgm.data.images import Images
 from fpgm.errors import Error, ShippingError
 from fpgm.graph.cost import cost
@@ -234,10 +233,8 @@ def latency_of_run(
         "macs": {"dense": macs[0], "compact": macs[1], "ratio": macs[0] / macs[1]},
     }
     if in_int8:
-        config = read_config(directory)
-        images = sets.load(CPU, **config["dataset"])
-        how = (runtimes, batches, threads, config["residual"])
-        result |= measure_int8(dense, small, images, *how)
+        how = (runtimes, batches, threads, read_config(directory)["residual"])
+        result |= measure_int8(dense, small, int8.images_of(directory), *how)
     else:
         result["rows"] = measure(dense, small, (c, h, w), runtimes, batches, threads)
     write_text(directory / "latency.json", json.dumps(result, indent=2) + "\n")

@@ -14,6 +14,8 @@ from tasks import whole
 import fpgm
 from fpgm.cli.compress import main
 from fpgm.cli.evaluate import main as evaluate
+from fpgm.runs import checkpoint
+from fpgm.shipping.int8 import images_of
 
 TINY = ("arch=own", "arch.build=own_networks:tiny", "batch_size=256", "optimizer.lr=0.05")
 
@@ -108,3 +110,12 @@ def test_another_data_set_than_the_compact_network_tells_is_refused(
     assert status == 1
     assert "arch.run=null: which network? pretrained=RUN_DIR or arch.run=RUN_DIR" in err
     assert len(err.strip().splitlines()) == 1
+
+
+def test_images_are_normalised_as_the_network_has_been_trained(done: Path, tmp_path: Path) -> None:
+    shutil.copytree(done, tmp_path / "run")
+    saved = checkpoint.read(tmp_path / "run" / "compact.pt")
+    saved["preprocessing"] |= {"mean": [0.1], "std": [0.4]}
+    checkpoint.write(tmp_path / "run" / "compact.pt", saved)
+    about = images_of(tmp_path / "run").preprocessing()
+    assert (about["mean"], about["std"]) == (pytest.approx([0.1]), pytest.approx([0.4]))

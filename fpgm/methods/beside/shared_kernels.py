@@ -49,7 +49,7 @@ class SharedKernels(Method):
         self._weights = [w for w in found if w.dim() == 4 and w.shape[2:] == size]
         if not self._weights:
             raise Error(f"method={self.name}: the network has no 3x3 kernels to share")
-        self._which = self._turn = torch.empty(0, dtype=torch.long)
+        self._which = self._turn = self._first = torch.empty(0, dtype=torch.long)
 
     @classmethod
     def problems(cls, goal: Goal, from_scratch: bool) -> list[str]:
@@ -64,7 +64,7 @@ class SharedKernels(Method):
     def start(self) -> None:
         rows = _rows(self._weights)
         found = kernels.shared(rows, self._count, self.task.goal.rule.seed, self._turns)
-        self._which, self._turn = found.which, found.turn
+        self._keep(found.which, found.turn)
         self._write(found.kernels())
         lost = kernels.loss(rows, found) / max(float(rows.double().square().sum()), 1e-300)
         self.task.say(
@@ -93,13 +93,19 @@ class SharedKernels(Method):
 
     def _now(self) -> Shared:
         """As the weights stand: each centre is what its first kernel is."""
-        which, turn = (t.to(self._weights[0].device) for t in (self._which, self._turn))
-        rows = kernels.turned_back(_rows(self._weights), turn)
+        rows = kernels.turned_back(_rows(self._weights), self._turn)
+        return Shared(rows[self._first], self._which, self._turn)
+
+    def _keep(self, which: Tensor, turn: Tensor) -> None:
+        """Remember which kernel shows which centre, and the first of each centre's."""
+        device = self._weights[0].device
+        self._which, self._turn = which.to(device), turn.to(device)
+        places = torch.arange(len(which), device=device)
         count = int(which.max()) + 1
-        places = torch.arange(len(which), device=which.device)
-        first = torch.full((count,), len(which), device=which.device)
-        first.scatter_reduce_(0, which, places, "amin")
-        return Shared(rows[first.clamp(max=len(which) - 1)], which, turn)
+        first = torch.full((count,), len(which), device=device)
+        # A centre that no kernel shows has none, and takes part in nothing.
+        first.scatter_reduce_(0, self._which, places, "amin")
+        self._first = first.clamp(max=len(which) - 1)
 
     def _write(self, rows: Tensor) -> None:
         _spread(rows, self._weights)
@@ -116,7 +122,7 @@ class SharedKernels(Method):
         return {"which": self._which, "turn": self._turn}
 
     def resume(self, state: Mapping[str, Any]) -> None:
-        self._which, self._turn = state["which"], state["turn"]
+        self._keep(state["which"], state["turn"])
 
 
 def _rows(weights: list[Any]) -> Tensor:
