@@ -129,6 +129,17 @@ def test_what_is_shipped_takes_two_bits_a_weight(tmp_path: Path) -> None:
     assert packed["bytes"] < report["dense"]["bytes"] / 10
 
 
+def test_first_and_last_are_those_that_run_first_and_last() -> None:
+    """A compact network has its layers in the order of their names."""
+    model = randomised(fpgm.model("resnet20"), 0)
+    small = fpgm.compact(model, fpgm.select(model, "gm", 0.4)).train()
+    names = [n for n, m in small.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    assert names[-1] != "fc"
+    task = Noise(rate=0.0, model=small)
+    ternary_layers = TTQ(task).state()["latent"]
+    assert set(names) - set(ternary_layers) == {"conv1", "fc"}
+
+
 def test_it_is_refused_while_filters_are_pruned() -> None:
     with pytest.raises(Error, match=r"method=ttq: not while filters are pruned"):
         asked(compose("dataset=digits", "method=ttq", "rate=0.4"))

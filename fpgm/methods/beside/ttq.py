@@ -14,6 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from fpgm.graph.trace import trace
 from fpgm.networks.weights import weights_of
 from fpgm.pruning.method import Goal, Method, Task
 
@@ -50,10 +51,13 @@ class TTQ(Method):
     def __init__(self, task: Task, *, threshold: Threshold = 0.05, step: Step = "mean") -> None:
         super().__init__(task)
         self._threshold, self._averages = threshold, step == "mean"
-        inside = list(weights_of(task.full.network).items())[1:-1]
+        weights = weights_of(task.full.network)
+        # First and last in the order of execution, which names need not follow.
+        targets = (str(node.target) for node in trace(task.full.network, task.image).kinds)
+        order = [name for name in dict.fromkeys(targets) if name in weights]
         self._layers = {
             name: _Layer(weight, weight.detach().clone(), _values(weight, threshold))
-            for name, weight in inside
+            for name, weight in ((name, weights[name]) for name in order[1:-1])
         }
 
     @classmethod
