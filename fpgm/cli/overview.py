@@ -13,6 +13,7 @@ fpgm-study        look at what a criterion sees in a network
 fpgm-figure       the papers' figures of a network: norms, and which feature maps are replaceable
 fpgm-sensitivity  what each layer alone can lose, and rates by layer that follow from it
 fpgm-explain      what of a network can be pruned, and why the rest cannot, with the line of code
+fpgm-compress     two convolutions of low rank in place of one, in a network that is pruned
 fpgm-export       the smaller network as ONNX or as torch.export's .pt2
 fpgm-latency      time the network before and after, by runtime"""
 
