@@ -55,22 +55,21 @@ def _nuclear_losses(rows: Tensor) -> Tensor:
 
 def _decomposed(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """A = U diag(sigma) V': sigma^2 (B, R), u_ik^2 (B, N, R), and what these lack to 1 in each row
-    (B, N), by the smaller of A's two Gram matrices."""
+    (B, N). Of few rows by AA', whose eigenvectors are U; of more rows than columns A itself, as
+    dividing by small sigmas spoils what A'A says of U."""
     count, length = rows.shape[1:]
-    wide = count <= length
-    gram = rows @ rows.mT if wide else rows.mT @ rows
-    squares, vectors = torch.linalg.eigh(gram)
-    # What rounding makes of a singular value of 0.
-    none = squares <= 4e-16 * len(gram[0]) * squares.amax(1, keepdim=True)
-    squares = squares.masked_fill(none, 0)
-    if not wide:
-        vectors = rows @ vectors / squares.sqrt().masked_fill(none, torch.inf)[:, None]
-    shares = vectors.square()
-    if wide:
-        left = (shares * none[:, None]).sum(2)
+    if count <= length:
+        squares, vectors = torch.linalg.eigh(rows @ rows.mT)
     else:
-        left = (1 - shares.sum(2)).clamp_min(0)
-        left = left.masked_fill(left < 1e-13, 0)
+        vectors, sigma, _ = torch.linalg.svd(rows, full_matrices=False)
+        squares = sigma.square()
+    # What rounding makes of a singular value of 0.
+    none = squares <= 4e-16 * squares.shape[1] * squares.amax(1, keepdim=True)
+    squares, shares = squares.masked_fill(none, 0), vectors.square()
+    left = (shares * none[:, None]).sum(2)
+    if count > length:
+        outside = (1 - shares.sum(2)).clamp_min(0)
+        left = left + outside.masked_fill(outside < 1e-13, 0)
     return squares, shares * ~none[:, None], left
 
 

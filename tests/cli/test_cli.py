@@ -327,7 +327,7 @@ ONE = (*DIGITS, "epochs=1", "hydra.run.dir=r")
         (("rate=abc",), "rate=abc: must be a number"),
         (("rate=[",), "rate=[: not understood"),
         (("criterion=foo",), "criterion=foo: choose one of apoz, bn_beta, bn_gamma, chip, cpmc"),
-        (("arch=foo",), "arch=foo: choose one of densenet40, lenet5, own, preresnet110"),
+        (("arch=foo",), "arch=foo: choose one of compact, densenet40, lenet5, own, preresnet110"),
         (("preset=bst",), "preset=bst: choose one of best, paper"),
         (("layers=foo",), "layers=foo: choose one of pfec_resnet110_a, pfec_resnet110_b"),
         (

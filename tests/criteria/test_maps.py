@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor, nn
@@ -59,6 +59,7 @@ def test_chip_gives_the_worked_examples(maps: Tensor, losses: list[float]) -> No
     st.sampled_from(["any", "rectified", "doubled", "silent", "small"]),
     st.sampled_from([1e-6, 1.0, 1e6]),
 )
+@example(1, (7, 2, 3), "small", 1e-6)  # of A'A alone 1e-5 of the largest singular value were lost
 @settings(deadline=None, max_examples=60)
 def test_chip_is_the_nuclear_norm_that_a_filter_takes_along(
     seed: int, shape: tuple[int, int, int], kind: str, scale: float
@@ -75,7 +76,7 @@ def test_chip_is_the_nuclear_norm_that_a_filter_takes_along(
         maps *= torch.rand(1, shape[0], 1, 1, generator=g).pow(9)
     expected = by_definition(maps)
     got = nuclear_losses(maps).numpy()
-    np.testing.assert_allclose(got, expected, rtol=1e-6, atol=2e-7 * float(maps.norm()))
+    np.testing.assert_allclose(got, expected, rtol=1e-6, atol=5e-7 * float(maps.norm()))
 
 
 def test_chip_of_many_images_is_that_of_each_and_not_finite_maps_spoil_their_own_alone() -> None:
