@@ -14,6 +14,7 @@ from zoo import Odd, zeroed
 
 import fpgm
 from fpgm.compaction.compact import compact, equivalence
+from fpgm.data import sets
 from fpgm.errors import ShippingError
 from fpgm.runs import checkpoint
 from fpgm.shipping import export as exporting
@@ -36,7 +37,8 @@ def run_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("run")
     arch = {"name": "resnet20", "num_classes": 10, "in_channels": 1}
     model, keep = zeroed(0, 0.4, fpgm.model(**arch))
-    shared = {"arch": arch, "keep": keep, "preprocessing": {"image_shape": list(IMAGE)}}
+    digits = sets.load(torch.device("cpu"), name="digits").preprocessing()
+    shared = {"arch": arch, "keep": keep, "preprocessing": digits}
     for name, network in (("zeroed.pt", model), ("compact.pt", compact(model, keep))):
         checkpoint.write(directory / name, {**shared, "state_dict": network.state_dict()})
     (directory / "report.json").write_text("{}")

@@ -20,6 +20,7 @@ from fpgm.data.memory import Data
 from fpgm.errors import DataError, ShippingError
 from fpgm.machine import device
 from fpgm.machine.apart import contained
+from fpgm.runs import checkpoint
 from fpgm.shipping import export as exporting
 from fpgm.shipping import int8, latency
 
@@ -70,9 +71,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, bytes]:
 
 @pytest.fixture
 def path(tmp_path: Path, models: dict[bool, bytes], monkeypatch: pytest.MonkeyPatch) -> Path:
-    """compact.onnx in a directory with the configuration of its run; no OpenVINO."""
+    """compact.onnx in a directory of its run; no OpenVINO."""
     config = compose("dataset=digits", "residual=shared")
     (tmp_path / "config.yaml").write_text(json.dumps(config))
+    checkpoint.write(tmp_path / "compact.pt", {"preprocessing": digits().preprocessing()})
     (tmp_path / "compact.onnx").write_bytes(models[True])
     monkeypatch.setattr(int8, "find_spec", lambda name: None)
     return tmp_path / "compact.onnx"
@@ -271,7 +273,7 @@ def test_what_loses_more_than_a_point_is_refused_and_leaves_nothing(
 ) -> None:
     monkeypatch.setattr(exporting, "export_run", exported(path))
     exporting.main([str(path.parent), "--int8", "--max-loss", "10"])
-    there = {"config.yaml", "compact.onnx"}
+    there = {"config.yaml", "compact.pt", "compact.onnx"}
     assert {file.name for file in path.parent.iterdir()} == {*there, int8.FILE, int8.REPORT}
     assert "of 360 test images" in capsys.readouterr().out
     monkeypatch.setattr(int8, "calibration", too_narrow)
