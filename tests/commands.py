@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import importlib
 import json
 import logging
@@ -98,6 +100,11 @@ def wait_for(condition, process: subprocess.Popen[str], seconds: float = 120) ->
 
 
 def compose(*words: str) -> dict:
+    return copy.deepcopy(_composed(words))
+
+
+@functools.cache
+def _composed(words: tuple[str, ...]) -> dict:
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
         return OmegaConf.to_container(hydra.compose("config", overrides=list(words)), resolve=True)

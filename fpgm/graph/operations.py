@@ -35,7 +35,7 @@ FLATTEN, LINEAR, SLICE, PAD, OPAQUE, OUTPUT = (
 )
 
 # One output value for one input value, no parameters of a channel: a constant stays a constant.
-_ELEMENTWISE_MODULES = (
+ELEMENTWISE_MODULES = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish,
     nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Softsign,
     nn.LogSigmoid, nn.Hardshrink, nn.Softshrink, nn.Tanhshrink, nn.Threshold,
@@ -195,7 +195,7 @@ def _module_kind(module: nn.Module) -> str:
         kind = LINEAR
     elif type(module) is nn.PReLU:
         kind = ELEMENTWISE if module.num_parameters == 1 else SLOPE
-    elif type(module) in _ELEMENTWISE_MODULES:
+    elif type(module) in ELEMENTWISE_MODULES:
         kind = ELEMENTWISE
     elif type(module) in _POOL_MODULES:
         kind = _pool_kind(vars(module))

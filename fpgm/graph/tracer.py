@@ -25,7 +25,7 @@ from torch.fx.node import map_aggregate
 from torch.utils._pytree import tree_map_only
 
 from fpgm.errors import GraphError, first_line
-from fpgm.graph.operations import check_way, is_shape
+from fpgm.graph.operations import ELEMENTWISE_MODULES, check_way, is_shape
 from fpgm.graph.probes import normalises, plain
 from fpgm.networks.layers import BorderConv2d, BorderMap, Expand, Pick, SameConv2d
 
@@ -128,6 +128,16 @@ def _shadow(model: nn.Module) -> nn.Module:
     """The same network on the meta device; nothing of its weights is copied."""
     tensors = [*model.parameters(), *model.buffers()]
     return copy.deepcopy(model, {id(t): t.to("meta") for t in tensors})
+
+
+def _keeps_shape(module: nn.Module, args: Any) -> bool:
+    """Whether a layer is known to give what it gets the shape it has: torch's meta device takes
+    longer over these than over all else of a network together."""
+    if len(args) != 1 or not isinstance(args[0], Tensor):
+        return False
+    if type(module) is nn.BatchNorm2d:
+        return args[0].dim() == 4 and args[0].shape[1] == module.num_features
+    return type(module) in ELEMENTWISE_MODULES
 
 
 def _counts_images(node: fx.Node) -> bool:
@@ -354,8 +364,11 @@ class SampleTracer(fx.Tracer):
         kwargs: Any = map_aggregate(node.kwargs, given)
         target: Any = node.target
         if node.op == "call_module":
+            module = self._shadow.get_submodule(target)
+            if _keeps_shape(module, args):
+                return torch.empty_like(args[0])
             # Its hooks are the user's, and not meant for a sample.
-            value = self._shadow.get_submodule(target).forward(*args, **kwargs)
+            value = module.forward(*args, **kwargs)
         elif node.op == "call_method":
             value = getattr(args[0], target)(*args[1:], **kwargs)
         else:

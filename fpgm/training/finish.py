@@ -15,7 +15,6 @@ from fpgm.compaction.compact import compact, compare, equivalence
 from fpgm.compaction.constants import Keep
 from fpgm.errors import Error, ShippingError
 from fpgm.graph.cost import Cost, cost, paper_reduction
-from fpgm.graph.trace import trace
 from fpgm.machine.device import environment
 from fpgm.runs import checkpoint, packing
 from fpgm.runs.run import Run
@@ -107,7 +106,7 @@ def _paper_macs(task: Task, dense: Cost) -> float | None:
     filters = {layer.name: layer.filters for layer in dense.layers}
     rates = {name: rule.rate_of(name, c.rate, filters[name]) for name in task.schedule.keep}
     macs = {layer.name: layer.macs for layer in dense.layers}
-    return paper_reduction(trace(task.full.network, task.image_shape), macs, rates)
+    return paper_reduction(task.graph, macs, rates)
 
 
 def save(task: Task, name: str, network: nn.Module, more: dict[str, Any]) -> int:
