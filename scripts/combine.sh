@@ -41,8 +41,8 @@ resnet20() {
 
 resnet56() {
   train dense56 arch=resnet56 rate=0 epochs=5 optimizer=fast
-  train pruned56 arch=resnet56 "pretrained=$OUT/dense56" preset=best residual=shared align=16 \
-    macs_target=0.5 epochs=3
+  train pruned56 arch=resnet56 "pretrained=$OUT/dense56" macs_target=0.5 residual=shared align=16 \
+    schedule=fade optimizer=finetune method=distillation epochs=3
   low_rank pruned56 zhang
   further pruned56_inq pruned56 dense56 '[inq,distillation]'
   further pruned56_zhang pruned56/zhang dense56 '[distillation]'

@@ -35,6 +35,37 @@ def resnet8(num_classes: int, in_channels: int) -> nn.Module:
     return CifarResNet(8, num_classes, in_channels)
 
 
+def averaged(num_classes: int, in_channels: int) -> nn.Sequential:
+    """Zeros around the image are averaged with what is emitted, some of it cut off by a ReLU."""
+    return nn.Sequential(
+        nn.Conv2d(in_channels, 12, 3, padding=1, bias=False),
+        nn.BatchNorm2d(12),
+        nn.ReLU(),
+        nn.AvgPool2d(3, 1, 1),
+        nn.Conv2d(12, 8, 3, padding=1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, num_classes),
+    )
+
+
+class Twice(nn.Module):
+    """A layer that is called twice, one that is never, and one that does not learn."""
+
+    def __init__(self, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(in_channels, 8, 3, padding=1)
+        self.auxiliary = nn.Conv2d(8, 8, 3)
+        self.again = nn.Conv2d(8, 8, 3, padding=1)
+        self.fixed = nn.Conv2d(8, 8, 3, padding=1).requires_grad_(False)
+        self.last = nn.Linear(8, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).relu()
+        x = self.again(self.again(x).relu()).relu()
+        return self.last(self.fixed(x).mean((2, 3)))  # type: ignore[no-any-return]
+
+
 class Normalised(nn.Module):
     """One that says how it wants its images."""
 

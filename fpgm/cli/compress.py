@@ -26,11 +26,10 @@ from fpgm.machine.device import choose_device, environment
 from fpgm.networks.layers import WAYS, ZHANG
 from fpgm.runs import checkpoint
 from fpgm.runs.files import write_text
-from fpgm.runs.run import read_config
+from fpgm.runs.run import LOW_RANK, read_config
 from fpgm.shipping.int8 import calibration, images_of
 from fpgm.training.evaluate import accuracy, logits
 
-REPORT = "low_rank.json"
 EXAMPLES = """\
 fpgm-compress RUN --decompose tai --energy 0.95
 fpgm-compress RUN --decompose zhang --macs-target 0.7      of what RUN has left
@@ -46,6 +45,7 @@ def compress(
     energy: share of each layer's that is kept; target: where energy is None, share of the run's
     compact MACs. Raises Error, BudgetError, DataError, CheckpointError; then nothing is written.
     """
+    _free(out)
     config, saved = read_config(run), checkpoint.read(run / "compact.pt", ("arch", "preprocessing"))
     images = images_of(run, choose_device("auto"))
     network = load(run).to(images.device)
@@ -53,6 +53,7 @@ def compress(
     known = {}
     if way == ZHANG:
         known = low_rank.responses(network, convs, calibration(images))
+        convs = {name: conv for name, conv in convs.items() if name in known}
     spectra = {name: low_rank.spectrum(conv, known.get(name)) for name, conv in convs.items()}
     layers = ranks.layers(network, spectra, images.image_shape, way)
     before = cost(network, images.image_shape)
@@ -71,8 +72,16 @@ def compress(
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / "config.yaml", yaml.safe_dump(config, sort_keys=False))
     checkpoint.write(out / "compact.pt", {**saved, "low_rank": steps, "state_dict": state})
-    write_text(out / REPORT, json.dumps(result, indent=2) + "\n")
+    write_text(out / LOW_RANK, json.dumps(result, indent=2) + "\n")
     return result
+
+
+def _free(out: Path) -> None:
+    """Raise Error where `out` holds what this command has not written."""
+    if any((out / name).exists() for name in ("report.json", "last.pt", "zeroed.pt")):
+        raise Error(f"--out {out}: is a run of fpgm-train, which would be lost; another directory")
+    if out.exists() and not out.is_dir():
+        raise Error(f"--out {out}: is a file; give a directory")
 
 
 def _too_much(energy: float | None, target: float | None, layers: Mapping[str, ranks.Layer]) -> str:
@@ -128,7 +137,8 @@ def told(result: Mapping[str, Any], out: Path) -> str:
         f"test images, same answer on {100 * result['agreement']:.2f} %",
     ]
     if whole:
-        lines.append(f"left as they are, two would cost as many MACs: {', '.join(whole)}")
+        why = "" if result["energy"] is None else ", two would cost as many MACs"
+        lines.append(f"left as they are{why}: {', '.join(whole)}")
     lines.append(
         f"the network: {out / 'compact.pt'}; to train it on: fpgm-train arch=compact "
         f"pretrained={out} rate=0 optimizer=finetune"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
-from fpgm.compaction.constants import Keep, analyse
+from fpgm.compaction.constants import Analysis, Keep, analyse
 from fpgm.compaction.rewriting import rewrite
 from fpgm.errors import CheckpointError
 from fpgm.graph.trace import trace
@@ -35,7 +35,12 @@ def compact(
     Returns a new network in eval mode and leaves `model` as it is. Raises GraphError where `keep`
     names what cannot be pruned and where the network cannot be traced.
     """
-    small, foldings = rewrite(analyse(trace(model, image), keep, ballast))
+    return built(analyse(trace(model, image), keep, ballast))
+
+
+def built(analysis: Analysis) -> fx.GraphModule:
+    """The compact network of an analysis, as of `compact`."""
+    small, foldings = rewrite(analysis)
     for name, attribute in dict.fromkeys(foldings):
         module = small.get_submodule(name)
         if not getattr(module, attribute).any():
@@ -84,7 +89,8 @@ def structure(
     if shapes == {name: tuple(value.shape) for name, value in model.state_dict().items()}:
         return model
     image = image or tuple(saved.get("image", ())) or None
-    small, foldings = rewrite(analyse(trace(model, image), saved["keep"], saved.get("ballast")))
+    graph, known = trace(model, image), (saved.get("ballast"), saved.get("decided"))
+    small, foldings = rewrite(analyse(graph, saved["keep"], *known))
     for name, attribute in foldings:
         # Those that were all zero were dropped before it was saved.
         ends = (f"{name}.", f".{attribute}")

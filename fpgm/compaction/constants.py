@@ -97,7 +97,8 @@ class Analysis:
     layer its filters that are not zero, and all that the compact one has; expansions: by
     (reader, source), where both do not fit; carriers: convolution to which absent inputs say
     something else at the borders -> the live input that is constant and so can carry it, None where
-    there is none that can and a map of it is needed.
+    there is none that can and a map of it is needed; decided: node -> channels that live behind it
+    because of what the constants before it are.
     """
 
     graph: ChannelGraph
@@ -106,6 +107,7 @@ class Analysis:
     emitted: dict[str, Tensor]
     expansions: dict[tuple[fx.Node, fx.Node], Expansion]
     carriers: dict[str, int | None]
+    decided: dict[str, Tensor]
 
     def inputs(self, node: fx.Node) -> Channels:
         """What a layer reads, as many channels as it has inputs."""
@@ -138,11 +140,14 @@ class Analysis:
 
 
 @torch.no_grad()
-def analyse(graph: ChannelGraph, keep: Keep, ballast: Keep | None = None) -> Analysis:
+def analyse(
+    graph: ChannelGraph, keep: Keep, ballast: Keep | None = None, decided: Keep | None = None
+) -> Analysis:
     """What compaction does to each node. Raises GraphError for what cannot be kept.
 
     keep: convolution -> filters that are not zero, all where it is not named; ballast: filters that
-    stay as zeros beside these.
+    stay as zeros beside these; decided: as of an analysis of the same network with its values,
+    where this one's are not those.
     """
     keep, ballast = _checked(graph, keep), _checked(graph, ballast or {})
     kept, emitted = {}, {}
@@ -157,14 +162,15 @@ def analyse(graph: ChannelGraph, keep: Keep, ballast: Keep | None = None) -> Ana
             written = _levelled(written, size, groups_of(layer, written))
         kept[name], emitted[name] = filters.to(device), written.to(device)
     # First what every tensor has, then what its readers need, which nobody above depends on.
-    flow = follow(graph, _Constants(graph, kept, emitted))
+    constants = _Constants(graph, kept, emitted, decided)
+    flow = follow(graph, constants)
     expansions = {
         (reader, source): Expansion(reader, source, channels, onto)
         for reader in graph.kinds
         for source, channels, onto in _needs(reader, graph, flow, emitted)
         if not torch.equal(channels.live, onto)
     }
-    analysis = Analysis(graph, flow, kept, emitted, expansions, {})
+    analysis = Analysis(graph, flow, kept, emitted, expansions, {}, constants.decided)
     for node, name in graph.convolutions():
         inputs = analysis.inputs(node)
         bordered = not inputs.whole and pads_zeros(graph.module.get_submodule(name))
@@ -178,8 +184,11 @@ def analyse(graph: ChannelGraph, keep: Keep, ballast: Keep | None = None) -> Ana
 class _Constants(Algebra[Channels]):
     """What each tensor of the compact network has, and the constants of the rest."""
 
-    def __init__(self, graph: ChannelGraph, kept: Keep, emitted: Keep) -> None:
-        self._graph, self._kept, self._emitted = graph, kept, emitted
+    def __init__(
+        self, graph: ChannelGraph, kept: Keep, emitted: Keep, decided: Keep | None
+    ) -> None:
+        self._graph, self._kept, self._emitted, self._given = graph, kept, emitted, decided
+        self.decided: dict[str, Tensor] = {}
         self._modules: dict[str, nn.Module] = dict(graph.module.named_modules())
 
     def written(self, node: fx.Node, read: Channels | None) -> Channels:
@@ -231,9 +240,15 @@ class _Constants(Algebra[Channels]):
         if kind in (ops.SPATIAL, ops.FIXED):
             # Zeros stay zeros; any other constant differs at the borders and must be there.
             there = source.constant.isnan() | (source.constant != 0)
+            if self._given is not None:
+                there = torch.zeros_like(there)
+                there[self._given.get(node.name, source.live)] = True
             there[source.live] = True
+            live = there.nonzero().flatten()
+            if len(live) > len(source.live):
+                self.decided[node.name] = live
             constant = source.constant.masked_fill(there, torch.nan)
-            return Channels(source.total, there.nonzero().flatten(), constant)
+            return Channels(source.total, live, constant)
         return source  # pixels are chosen or merged: a constant stays what it is
 
     def unknown(self, node: fx.Node, inputs: Sequence[Channels | None]) -> Channels | None:

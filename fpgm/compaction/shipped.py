@@ -45,7 +45,7 @@ def _read(run: str) -> dict[str, Any]:
         saved = read(path, ("arch", "keep", "state_dict"))
     except CheckpointError as error:
         raise CheckpointError(f"arch.run={run}: {error}") from error
-    words = ("arch", "keep", "ballast", "image", "low_rank")
+    words = ("arch", "keep", "ballast", "decided", "image", "low_rank")
     # Names and shapes of the weights say which constants were zero and are not there.
     shapes = {name: list(value.shape) for name, value in saved["state_dict"].items()}
     return {**{key: saved[key] for key in words if key in saved}, "shapes": shapes}

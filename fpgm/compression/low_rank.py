@@ -42,7 +42,8 @@ def decomposable(network: nn.Module) -> dict[str, nn.Conv2d]:
 def responses(
     network: nn.Module, names: Iterable[str], batches: Iterable[Tensor]
 ) -> dict[str, Responses]:
-    """What the convolutions `names` answer to images, batches (B, C, H, W), in eval mode."""
+    """What the convolutions `names` answer to images, batches (B, C, H, W), in eval mode; those
+    that are never called are left out."""
     names = list(names)
     sums: dict[str, Any] = dict.fromkeys(names, 0)
     products: dict[str, Any] = dict.fromkeys(names, 0)
@@ -68,7 +69,7 @@ def responses(
         for hook in hooks:
             hook.remove()
     found = {}
-    for name in names:
+    for name in filter(counts.__getitem__, names):
         mean = sums[name] / counts[name]
         found[name] = Responses(mean, products[name] / counts[name] - torch.outer(mean, mean))
     return found

@@ -21,7 +21,7 @@ UNITS = 1_000_000  # that a budget is counted in
 @dataclass(frozen=True)
 class Layer:
     """A convolution that may become two. energy: (R,) share that each rank keeps, rising to 1;
-    whole: its MACs for one image; each: MACs of the two for each rank."""
+    whole: its MACs for one image, in all of its calls; each: MACs of the two for each rank."""
 
     energy: Tensor
     whole: int
@@ -39,16 +39,20 @@ def layers(
     image: tuple[int, int, int],
     way: str,
 ) -> dict[str, Layer]:
-    """spectra: of each convolution what each rank adds (low_rank.spectrum); image: (C, H, W)."""
+    """spectra: of each convolution what each rank adds (low_rank.spectrum); image: (C, H, W).
+    Convolutions that are never called are left out."""
     sizes = _sizes(network, spectra, image)
     found = {}
     for name, values in spectra.items():
+        if not sizes[name]:
+            continue
         conv = network.get_submodule(name)
         assert isinstance(conv, nn.Conv2d)
-        (outputs, inputs, height, width), (rows, columns, read) = conv.weight.shape, sizes[name]
-        places = rows * columns
+        outputs, inputs, height, width = conv.weight.shape
+        places = sum(rows * columns for rows, columns, _ in sizes[name])
         if way == TAI:
-            each = inputs * height * rows * read + outputs * width * places
+            down = sum(rows * read for rows, _, read in sizes[name])
+            each = inputs * height * down + outputs * width * places
         else:
             each = (inputs * height * width + outputs) * places
         total = values.sum()
@@ -59,12 +63,12 @@ def layers(
 
 def _sizes(
     network: nn.Module, names: Mapping[str, object], image: tuple[int, int, int]
-) -> dict[str, tuple[int, int, int]]:
-    """Of each convolution: rows and columns that it writes, columns that it reads."""
-    found: dict[str, tuple[int, int, int]] = {}
+) -> dict[str, list[tuple[int, int, int]]]:
+    """Of each call of each convolution: rows and columns that it writes, columns that it reads."""
+    found: dict[str, list[tuple[int, int, int]]] = {name: [] for name in names}
 
     def look(name: str, inputs: Tensor, output: Tensor) -> None:
-        found[name] = (output.shape[2], output.shape[3], inputs.shape[3])
+        found[name].append((output.shape[2], output.shape[3], inputs.shape[3]))
 
     hooks = [
         network.get_submodule(name).register_forward_hook(
@@ -95,8 +99,10 @@ def by_energy(layers: Mapping[str, Layer], share: float) -> dict[str, int]:
 
 def by_macs(layers: Mapping[str, Layer], total: int, target: float) -> dict[str, int]:
     """The ranks with the largest product, over the layers, of the energy kept within target * total
-    MACs of the network (Zhang et al., section 2.4). Raises BudgetError with the least target where
-    rank 1 everywhere has more."""
+    MACs of the network (Zhang et al., section 2.4); none where it has no more than that. Raises
+    BudgetError with the least target where rank 1 everywhere has more."""
+    if target >= 1:
+        return {}
     others = total - sum(layer.whole for layer in layers.values())
     least = others + sum(
         min(layer.whole, layer.each) if layer.most else layer.whole for layer in layers.values()

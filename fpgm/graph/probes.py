@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fpgm.graph.operations import computed, hooked
-from fpgm.networks.layers import SameConv2d
+from fpgm.networks.layers import BorderConv2d, SameConv2d
 
 L = TypeVar("L", bound=nn.Module)
 
@@ -26,6 +26,9 @@ def plain(module: nn.Module) -> nn.Conv2d | None:
     """torch's convolution, or a SameConv2d, that shares its tensors with `module` and computes the
     same; None where `module` is no convolution with a forward of its own, or another."""
     if not isinstance(module, nn.Conv2d) or type(module) in (nn.Conv2d, SameConv2d):
+        return None
+    # A border whose values are not there yet is no less a border.
+    if isinstance(module, BorderConv2d) and module.border is not None:
         return None
     if type(module).forward is nn.Conv2d.forward or hooked(module):
         return None

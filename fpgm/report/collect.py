@@ -15,7 +15,7 @@ import yaml
 from fpgm.errors import Error, first_line
 from fpgm.keys import CONFIGS
 from fpgm.runs import grid
-from fpgm.runs.run import SCHEMA
+from fpgm.runs.run import LOW_RANK, SCHEMA
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,7 @@ def collect(directories: Sequence[Path]) -> list[Found]:
         if not directory.is_dir():
             raise Error(f"{directory}: no such directory; give a run or a folder of runs")
         places = [path.parent for path in sorted(directory.rglob("config.yaml"))]
+        places = [place for place in places if not (place / LOW_RANK).exists()]
         if not places and not grid.remembered(directory):
             raise Error(f"{directory}: no runs there; each has a config.yaml")
         for place in places:

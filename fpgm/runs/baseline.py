@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,12 @@ def find_baseline(directory: Path, config: Mapping[str, Any], words: Iterable[st
     """
     given = str(config.get("pretrained"))
     methods = given.split("+")[1:]
+    arch = config.get("arch")
+    if isinstance(arch, Mapping) and arch.get("run") == given:  # of arch=compact
+        raise Error(
+            f"pretrained={given}: arch=compact is the network of a run, which is to be named, with "
+            "arch.run=RUN_DIR or with pretrained=RUN_DIR itself"
+        )
     finished: dict[Path, bool] = {}  # whether it was trained as long
     plain: dict[Path, bool] = {}  # the same of those that were trained with no method
     for other in sorted(path.parent for path in directory.parent.glob("*/report.json")):
@@ -65,6 +71,15 @@ def find_baseline(directory: Path, config: Mapping[str, Any], words: Iterable[st
             f"pretrained={given}: could be any of {', '.join(map(str, as_long))}; name the one "
             "with pretrained=DIR"
         )
+    network = f"arch={network_words(config.get('arch') or '')} seed={config.get('seed')}"
+    raise Error(
+        f"pretrained={given}: no finished run at rate=0 of {network} in {directory.parent}; make "
+        f"it with: {_command(words, methods)}"
+    )
+
+
+def _command(words: Iterable[str], methods: Sequence[str]) -> str:
+    """What would make the baseline of a command line."""
     kept = [w for w in words if w.partition("=")[0].split(".")[0].lstrip("+") not in _OF_PRUNING]
     kept = [word for word in kept if not word.startswith("method")]
     if methods:
@@ -72,11 +87,7 @@ def find_baseline(directory: Path, config: Mapping[str, Any], words: Iterable[st
             f"method={methods[0]}" if len(methods) == 1 else f"'method=[{','.join(methods)}]'"
         )
     kept.sort(key=lambda word: not word.startswith("experiment="))
-    network = f"arch={network_words(config.get('arch') or '')} seed={config.get('seed')}"
-    raise Error(
-        f"pretrained={given}: no finished run at rate=0 of {network} in {directory.parent}; make "
-        f"it with: fpgm-train {' '.join([*kept, 'rate=0'])}"
-    )
+    return " ".join(["fpgm-train", *kept, "rate=0"])
 
 
 def _identity(config: Mapping[str, Any]) -> dict[str, Any]:

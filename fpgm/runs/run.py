@@ -29,6 +29,7 @@ from fpgm.runs.files import uninterrupted, write_text
 log = logging.getLogger("fpgm")
 
 SCHEMA = 1
+LOW_RANK = "low_rank.json"  # beside a network that fpgm-compress has written
 _ELSEWHERE = "choose another directory with hydra.run.dir= (of a sweep: hydra.sweep.dir=)"
 
 
@@ -52,6 +53,17 @@ def read_report(directory: Path) -> dict[str, Any] | None:
             f"that wrote it or {_ELSEWHERE}"
         )
     return dict(report)
+
+
+def require_done(directory: Path) -> None:
+    """Raise Error where there is no finished run."""
+    if (directory / LOW_RANK).exists():
+        raise Error(
+            f"{directory}: a network of fpgm-compress and no run; make it one with: fpgm-train "
+            f"arch=compact pretrained={directory} rate=0 (epochs=0 leaves it as it is)"
+        )
+    if not (directory / "report.json").exists():
+        raise Error(f"{directory}: no report.json, so that run is not done; finish it first")
 
 
 def result_of(directory: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fpgm.compaction.compact import compare, load
 from fpgm.errors import Error, ShippingError
-from fpgm.runs.run import read_config
+from fpgm.runs.run import read_config, require_done
 from fpgm.shipping import int8
 from fpgm.shipping.folding import fold
 
@@ -68,12 +68,10 @@ def run_exported(path: Path, images: Tensor, dynamic: bool) -> Tensor:
 def export_run(directory: Path, kind: str, dynamic: bool) -> tuple[Path, dict[str, float]]:
     """Export a run's compact network beside it; returns the file and how far it is off.
 
-    Raises ShippingError if the run is not done or the exported network differs by more than 1e-4.
+    Raises Error if the run is not done, ShippingError if the exported network differs by more than
+    1e-4.
     """
-    if not (directory / "report.json").exists():
-        raise ShippingError(
-            f"{directory}: no report.json, so that run is not done; finish it first"
-        )
+    require_done(directory)
     if kind == "onnx" and importlib.util.find_spec("onnxruntime") is None:
         raise ShippingError("--format onnx: needs pip install 'fpgm[export]'")
     images = int8.images_of(directory)

@@ -26,7 +26,7 @@ from fpgm.graph.groups import RESIDUAL
 from fpgm.machine.apart import contained
 from fpgm.machine.device import environment, keep_freed_memory
 from fpgm.runs.files import write_text
-from fpgm.runs.run import read_config
+from fpgm.runs.run import read_config, require_done
 from fpgm.shipping import architectures, int8
 from fpgm.shipping.architectures import PIXELS, RATE, Request
 from fpgm.shipping.runtimes import GPU, INSTALL, ONNX, RUNTIMES, Runner, exported, installed
@@ -218,10 +218,7 @@ def latency_of_run(
     """Measure a run's networks and write latency.json and latency.md into its directory.
 
     in_int8: both in int8 too, calibrated and checked on the run's images. Raises Error."""
-    if not (directory / "report.json").exists():
-        raise ShippingError(
-            f"{directory}: no report.json, so that run is not done; finish it first"
-        )
+    require_done(directory)
     keep_freed_memory()
     dense, small = load(directory / "zeroed.pt"), load(directory / "compact.pt")
     saved = torch.load(directory / "compact.pt", weights_only=True)["preprocessing"]

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fpgm.compaction.compact import compact, compare, equivalence
-from fpgm.compaction.constants import Keep
+from fpgm.compaction.compact import built, compare, equivalence
+from fpgm.compaction.constants import Keep, analyse
 from fpgm.errors import Error, ShippingError
 from fpgm.graph.cost import Cost, cost, paper_reduction
+from fpgm.graph.trace import trace
 from fpgm.machine.device import environment
 from fpgm.runs import checkpoint, packing
 from fpgm.runs.run import Run
@@ -42,10 +43,9 @@ def finish(task: Task, run: Run) -> dict[str, Any]:
     # The form that is shipped: as cut, or with ballast where that is faster.
     tuned, problems = tune_for(task) if task.config.tune else (None, [])
     ballast = tuned.ballast if tuned else {}
-    small = compact(model, keep, ballast, images.image_shape)
+    small, more = shipped(task, ballast)
     # Both networks are asked and saved before anything is judged.
     (full, labels), (reduced, _) = logits(model, images), logits(small, images)
-    more = {"ballast": ballast} if ballast else {}
     sizes = save(task, "zeroed.pt", model, {}), save(task, "compact.pt", small, more)
     # The proof: one function, measured on every test image.
     measured = compare(full, reduced)
@@ -79,6 +79,14 @@ def finish(task: Task, run: Run) -> dict[str, Any]:
         train_images=images.counts[0],
     )
     return written(report, task, run)
+
+
+def shipped(task: Task, ballast: Keep) -> tuple[nn.Module, dict[str, Any]]:
+    """The compact network, and what its file must say for it to be built again without values."""
+    graph = trace(task.full.network, task.image_shape)
+    analysis = analyse(graph, task.schedule.keep, ballast)
+    decided = {name: channels.cpu() for name, channels in analysis.decided.items()}
+    return built(analysis), {"decided": decided} | ({"ballast": ballast} if ballast else {})
 
 
 def closings(task: Task, small: nn.Module) -> dict[str, dict[str, Any]]:

@@ -249,7 +249,7 @@ def _changed(what: str, before: int, after: int) -> tuple[str, str, str, str]:
 
 def _packed_line(packed: Mapping[str, Any], dense: int, directory: str) -> str:
     return (
-        f"packed with {packed['bits']} bits for a weight: {directory}/{packed['file']}, "
+        f"packed in codes of {packed['bits']} bits: {directory}/{packed['file']}, "
         f"{packed['bytes']:,} bytes, {dense / packed['bytes']:.1f} times smaller than dense"
     )
 

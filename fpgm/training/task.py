@@ -21,7 +21,7 @@ from fpgm.data.sets import load
 from fpgm.errors import CheckpointError, Error, first_line
 from fpgm.graph.groups import Prunable
 from fpgm.graph.trace import ChannelGraph, trace
-from fpgm.keys import network_options
+from fpgm.keys import network_options, network_word
 from fpgm.machine.device import choose_device, choose_precision, keep_freed_memory
 from fpgm.machine.ranks import ALONE, Ranks, check_batch, from_first, spread
 from fpgm.methods import Goal, Method, Schedule, Trained
@@ -225,10 +225,10 @@ def prepare(
         "in_channels": images.image_shape[0],
         **network_options(config.arch),
     }
+    if state is not None:
+        arch = state.get("arch", arch)  # what the network was built from may no longer be there
     full = _network(config, arch, images, fresh=state is None)
-    if built := getattr(
-        full.network, "rebuilt_by", None
-    ):  # in place of what may not be there later
+    if built := getattr(full.network, "rebuilt_by", None):
         arch = {k: arch[k] for k in ("name", "num_classes", "in_channels")} | dict(built)
     images = as_wanted(config, images, full.network, state)
     precision = _precision(config, full.network, images)
@@ -236,7 +236,8 @@ def prepare(
     if config.prunes and not groups.layers:
         why = next((f"{name}: {why}" for name, why in groups.kept_full.items()), "no convolution")
         raise Error(
-            f"arch={config.network}: nothing of it can be pruned ({why}); rate=0 trains it as it is"
+            f"arch={network_word(config.arch)}: nothing of it can be pruned ({why}); rate=0 trains "
+            "it as it is"
         )
     if config.latency_target is not None:
         goal = replace(goal, latency=_latency(config, directory, images.image_shape))
@@ -301,7 +302,7 @@ def _images(config: Config, ranks: Ranks) -> Images:
 def _network(config: Config, arch: dict[str, Any], images: Images, fresh: bool) -> Trained:
     """fresh: no epoch is done, so that pretrained weights are wanted."""
     model = network_of(config, arch, trained=fresh)
-    check_size(config.network, model, images.image_shape, len(images.classes))
+    check_size(network_word(config.arch), model, images.image_shape, len(images.classes))
     model = model.to(images.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     o = config.optimizer
     optimizer = torch.optim.SGD(

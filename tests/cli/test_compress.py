@@ -14,8 +14,11 @@ from tasks import whole
 import fpgm
 from fpgm.cli.compress import main
 from fpgm.cli.evaluate import main as evaluate
+from fpgm.report.command import main as report_of
 from fpgm.runs import checkpoint
+from fpgm.shipping.export import main as export
 from fpgm.shipping.int8 import images_of
+from fpgm.shipping.latency import main as latency
 
 TINY = ("arch=own", "arch.build=own_networks:tiny", "batch_size=256", "optimizer.lr=0.05")
 
@@ -119,3 +122,33 @@ def test_images_are_normalised_as_the_network_has_been_trained(done: Path, tmp_p
     checkpoint.write(tmp_path / "run" / "compact.pt", saved)
     about = images_of(tmp_path / "run").preprocessing()
     assert (about["mean"], about["std"]) == (pytest.approx([0.1]), pytest.approx([0.4]))
+
+
+def test_a_run_is_not_written_over(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (done / "compact.pt").read_bytes()
+    words = ("--decompose", "tai", "--macs-target", "0.8", "--out")
+    assert f"--out {done}: is a run" in refused(capsys, done, *words, done)
+    assert "is a file; give a directory" in refused(capsys, done, *words, done / "report.md")
+    assert (done / "compact.pt").read_bytes() == before
+
+
+def test_a_compressed_network_is_no_run_that_was_cut_off(
+    done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(done, tmp_path / "run")
+    main([str(tmp_path / "run"), "--decompose", "tai", "--macs-target", "0.8"])
+    made = tmp_path / "run" / "tai"
+    capsys.readouterr()
+    report_of([str(tmp_path / "run")])
+    assert "not counted" not in "".join(capsys.readouterr())
+    for command in (export, latency):
+        with pytest.raises(SystemExit):
+            command([str(made)])
+        assert f"fpgm-train arch=compact pretrained={made} rate=0" in capsys.readouterr().err
+
+
+def test_a_baseline_of_a_compact_network_is_to_be_named(tmp_path: Path) -> None:
+    words = ("dataset=digits", "arch=compact", "pretrained=baseline", "rate=0", "epochs=1")
+    status, _, err = run(tmp_path, *words)
+    assert status == 1
+    assert "is to be named, with arch.run=RUN_DIR or with pretrained=RUN_DIR itself" in err

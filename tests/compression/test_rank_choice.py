@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from own_networks import Twice
 from torch import nn
 
 import fpgm
@@ -100,3 +101,18 @@ def test_a_layer_of_zeros_keeps_all_of_nothing() -> None:
     spectra = {"0": low_rank.spectrum(network[0], None)}
     found = ranks.layers(network, spectra, (4, 8, 8), "tai")
     assert ranks.by_energy(found, 0.9) == {"0": 1}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_convolution_that_is_called_twice_costs_twice(way: str) -> None:
+    torch.manual_seed(0)
+    network, image = Twice(10, 3), (3, 12, 12)
+    convs = low_rank.decomposable(network)
+    known = low_rank.responses(network, convs, [torch.randn(2, *image)]) if way == "zhang" else {}
+    convs = {name: conv for name, conv in convs.items() if name in known or way == "tai"}
+    spectra = {name: low_rank.spectrum(conv, known.get(name)) for name, conv in convs.items()}
+    found = ranks.layers(network, spectra, image, way)
+    assert found.keys() == {"first", "again", "fixed"}  # the other is never called
+    small = low_rank.decomposed(network, {"again": 2}, way, known)
+    saved = fpgm.cost(network, image).macs - fpgm.cost(small, image).macs
+    assert saved == found["again"].whole - 2 * found["again"].each

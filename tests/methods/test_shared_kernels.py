@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from commands import compose
+from own_networks import Twice
 from tasks import Noise, few, steps, whole
 from torch import Tensor, nn
 from zoo import randomised
@@ -44,7 +45,7 @@ def test_kernels_that_are_shared_move_together(step: str) -> None:
     after = rows(task.full.network)
     assert different(after, method) == 12
     assert not torch.allclose(before, after)
-    assert "29,744 kernels are 12 now" in task.said[0]
+    assert "29,744 kernels are 12 now" in task.said[-1]
 
 
 def test_a_step_is_that_of_the_mean_gradient() -> None:
@@ -119,3 +120,13 @@ def test_a_network_without_3x3_kernels_is_named() -> None:
     )
     with pytest.raises(Error, match="no 3x3 kernels to share"):
         SharedKernels(Noise(rate=0.0, model=model))
+
+
+def test_layers_that_are_not_called_or_do_not_learn_are_left_alone() -> None:
+    task = Noise(rate=0.0, model=Twice(10, 3))
+    network = task.full.network
+    before = {name: getattr(network, name).weight.clone() for name in ("auxiliary", "fixed")}
+    method = SharedKernels(task)
+    steps(task, method)
+    assert all(torch.equal(getattr(network, n).weight, w) for n, w in before.items())
+    assert len(network.again.weight.unique()) <= method.closing(network)["different"] * 9

@@ -9,6 +9,7 @@ import torch
 from commands import compose
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from own_networks import Twice
 from tasks import Noise, few, steps, whole
 from torch import Tensor, nn
 from zoo import randomised
@@ -143,3 +144,13 @@ def test_first_and_last_are_those_that_run_first_and_last() -> None:
 def test_it_is_refused_while_filters_are_pruned() -> None:
     with pytest.raises(Error, match=r"method=ttq: not while filters are pruned"):
         asked(compose("dataset=digits", "method=ttq", "rate=0.4"))
+
+
+def test_layers_that_are_not_called_or_do_not_learn_are_left_alone() -> None:
+    task = Noise(rate=0.0, model=Twice(10, 3))
+    network = task.full.network
+    before = {name: getattr(network, name).weight.clone() for name in ("auxiliary", "fixed")}
+    method = TTQ(task)
+    steps(task, method)
+    assert all(torch.equal(getattr(network, n).weight, w) for n, w in before.items())
+    assert len(network.again.weight.unique()) <= 3

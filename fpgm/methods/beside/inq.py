@@ -139,8 +139,8 @@ class INQ(Method):
 
 
 def top_exponent(weight: Tensor) -> int:
-    """n1 = floor(log2(4 s / 3)), s the largest |w|: that of the largest value (INQ, eq. 2). 0 for
-    zeros."""
+    """n1 = floor(log2(4 s / 3)), s the largest |w|: that of the largest value (INQ, eq. 2). -1
+    for zeros."""
     mantissa, exponent = torch.frexp(weight.detach().abs().max())
     return int(exponent) - int(mantissa < 0.75)
 

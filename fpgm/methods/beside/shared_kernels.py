@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from fpgm.compression import kernels
 from fpgm.compression.kernels import Shared
 from fpgm.errors import Error
-from fpgm.methods.beside.ttq import unpruned
-from fpgm.networks.weights import weights_of
+from fpgm.machine.ranks import from_first
+from fpgm.methods.beside.ttq import called, unpruned
 from fpgm.pruning.method import Goal, Method, Task
 
 Count = Annotated[int, Field(ge=1, le=65_536, examples=["256"])]
@@ -45,8 +45,8 @@ class SharedKernels(Method):
         super().__init__(task)
         self._count, self._turns, self._averages = count, turns, step == "mean"
         size = (kernels.SIDE, kernels.SIDE)
-        found = weights_of(task.full.network).values()
-        self._weights = [w for w in found if w.dim() == 4 and w.shape[2:] == size]
+        learning = [weight for _, weight in called(task) if weight.requires_grad]
+        self._weights = [w for w in learning if w.dim() == 4 and w.shape[2:] == size]
         if not self._weights:
             raise Error(f"method={self.name}: the network has no 3x3 kernels to share")
         self._which = self._turn = self._first = torch.empty(0, dtype=torch.long)
@@ -63,10 +63,17 @@ class SharedKernels(Method):
     @torch.no_grad()
     def start(self) -> None:
         rows = _rows(self._weights)
-        found = kernels.shared(rows, self._count, self.task.goal.rule.seed, self._turns)
+        self.task.say(f"{len(rows):,} kernels are grouped around {self._count} centres")
+        # Sums on a GPU come out another way each time: all processes take what the first has found.
+        found = None
+        if self.task.ranks.first:
+            shared = kernels.shared(rows, self._count, self.task.goal.rule.seed, self._turns)
+            found = Shared(shared.centres.cpu(), shared.which.cpu(), shared.turn.cpu())
+        found = from_first(found, self.task.ranks)
+        assert found is not None
         self._keep(found.which, found.turn)
         self._write(found.kernels())
-        lost = kernels.loss(rows, found) / max(float(rows.double().square().sum()), 1e-300)
+        lost = kernels.loss(rows.cpu(), found) / max(float(rows.double().square().sum()), 1e-300)
         self.task.say(
             f"{len(rows):,} kernels are {len(found.centres)} now, {100 * lost:.1f} % of their "
             "squares lost"

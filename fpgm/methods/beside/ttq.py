@@ -51,13 +51,10 @@ class TTQ(Method):
     def __init__(self, task: Task, *, threshold: Threshold = 0.05, step: Step = "mean") -> None:
         super().__init__(task)
         self._threshold, self._averages = threshold, step == "mean"
-        weights = weights_of(task.full.network)
-        # First and last in the order of execution, which names need not follow.
-        targets = (str(node.target) for node in trace(task.full.network, task.image).kinds)
-        order = [name for name in dict.fromkeys(targets) if name in weights]
         self._layers = {
             name: _Layer(weight, weight.detach().clone(), _values(weight, threshold))
-            for name, weight in ((name, weights[name]) for name in order[1:-1])
+            for name, weight in called(task)[1:-1]
+            if weight.requires_grad
         }
 
     @classmethod
@@ -115,6 +112,14 @@ class TTQ(Method):
         for name, layer in self._layers.items():
             layer.latent.copy_(state["latent"][name])
             layer.values.copy_(state["values"][name])
+
+
+def called(task: Task) -> list[tuple[str, nn.Parameter]]:
+    """Names and weights of the convolutions and linear layers in the order of execution, which
+    names need not follow; without those that are never called."""
+    weights = weights_of(task.full.network)
+    targets = (str(node.target) for node in trace(task.full.network, task.image).kinds)
+    return [(name, weights[name]) for name in dict.fromkeys(targets) if name in weights]
 
 
 def unpruned(name: str, goal: Goal) -> list[str]:
