@@ -36,14 +36,14 @@ def test_rounding_above_the_limit_is_said_and_costs_no_run(
 def test_a_mistake_in_the_compact_network_ends_the_run_and_keeps_both_networks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mistake: float
 ) -> None:
-    right = delivery.compact
+    right = delivery.built
 
     def wrong(*arguments: Any) -> torch.nn.Module:
         small = right(*arguments)
         torch.nn.init.constant_(small.fc.bias, mistake)
         return small
 
-    monkeypatch.setattr(delivery, "compact", wrong)
+    monkeypatch.setattr(delivery, "built", wrong)
     with pytest.raises(Error, match="in float64: no report; both networks are kept in"):
         digits(tmp_path)
     assert not (tmp_path / "report.json").exists()
