@@ -42,7 +42,7 @@ def cost(path: Path) -> str:
                 hydra.compose("config", overrides=[f"experiment={path.stem}", *words])
             )
         count, size, classes = IMAGES[config.dataset.name]
-        passed = count * config.epochs * seeds
+        passed = count * (1 - config.dataset.validation) * config.epochs * seeds
         network = fpgm.model(config.arch, num_classes=classes)
         macs += passed * fpgm.cost(network, (3, size, size)).macs
         images += passed

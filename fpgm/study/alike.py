@@ -57,13 +57,27 @@ def compare(directories: Sequence[Path], data: Path | None) -> dict[str, Any]:
     words = told_apart([dict(key) for key in enough])
     for name, runs in zip(words, enough.values(), strict=True):
         name = name or "all runs"
-        notes: list[str] = []
+        notes = _uncounted(runs)
         of_pairs = _pairs(runs, _rankings(runs, data, notes))
         of_criteria = [_criterion(*one) for one in sorted(runs.items())]
         lines[name] = in_words(of_criteria, of_pairs, _spread(runs), notes)
         criteria += [{"runs": name, **row} for row in of_criteria]
         pairs += [{"runs": name, **row} for row in of_pairs]
     return {"criteria": criteria, "pairs": pairs, "lines": lines}
+
+
+def _uncounted(runs: Runs) -> list[str]:
+    """What of the criteria the verdicts leave out."""
+    orders = [name for name in sorted(runs) if name not in CRITERIA or CRITERIA[name].places]
+    chance = [name for name in sorted(runs) if _by_chance(name)]
+    return [
+        f"{', '.join(names)} ({why})"
+        for names, why in (
+            (orders, "no scores of the filters, so in no ranking"),
+            (chance, "decided by a seed: shown and not counted"),
+        )
+        if names
+    ]
 
 
 def _name(run: Found) -> str:
@@ -189,8 +203,8 @@ def mantel(a: Array, b: Array, seed: int = 0) -> tuple[float, float]:
 
 def follows(pairs: Sequence[Row], one: str, other: str) -> tuple[float, float, int] | None:
     """Whether a likeness follows another: correlation, p and the criteria that it is over; those
-    that lack one of the two, or that a seed decides, are left out. None for fewer than LEAST, or
-    where all pairs are equally alike."""
+    that lack one of the two, or that a seed decides, are left out. None for fewer than LEAST, where
+    all pairs are equally alike, or where some pair has no figures."""
     names = {n for row in pairs for n in (row["a"], row["b"]) if not _by_chance(n)}
     defined = [r for r in pairs if {r["a"], r["b"]} <= names and None not in (r[one], r[other])]
     have = {name: sum(name in (r["a"], r["b"]) for r in defined) for name in names}
@@ -203,7 +217,8 @@ def follows(pairs: Sequence[Row], one: str, other: str) -> tuple[float, float, i
             a[i, j] = a[j, i] = row[one]
             b[i, j] = b[j, i] = abs(row[other])
     over = np.triu_indices(len(kept), 1)
-    differ = len(kept) >= LEAST and np.ptp(a[over]) > 0 and np.ptp(b[over]) > 0
+    complete = all(have[name] == len(kept) - 1 for name in kept)
+    differ = complete and len(kept) >= LEAST and np.ptp(a[over]) > 0 and np.ptp(b[over]) > 0
     return (*mantel(a, b), len(kept)) if differ else None
 
 
@@ -237,7 +252,7 @@ def in_words(
         ),
         "Do similar rankings prune similar filters? "
         + _verdict(follows(pairs, "spearman", "jaccard"), "Spearman and Jaccard overlap", 1)
-        + f" (Overlap by chance: {chance:.2f}.)",
+        + (f" (Overlap by chance: {chance:.2f}.)" if chance is not None else ""),
         "Do similar sets of pruned filters end at similar accuracy? "
         + _verdict(follows(pairs, "jaccard", "difference"), "overlap and |difference|", -1)
         + f" They differ: {', '.join(ends)}.",

@@ -73,12 +73,15 @@ def parser() -> argparse.ArgumentParser:
     return words
 
 
+def _rates(words: str) -> tuple[float, ...]:
+    try:
+        return tuple(sorted(float(word) for word in words.split(",")))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{words}: shares, for example 0.1,0.4") from error
+
+
 def _names(words: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in words.split(","))
-
-
-def _rates(words: str) -> tuple[float, ...]:
-    return tuple(sorted(float(word) for word in words.split(",")))
 
 
 def study(words: argparse.Namespace) -> Path:
@@ -125,6 +128,10 @@ def _alike(words: argparse.Namespace) -> Path:
     from fpgm.study.alike import compare
     from fpgm.study.drawing import likeness
 
+    for flag in ("arch", "weights", "criteria", "rates", "normalise", "layers", "image_size"):
+        if getattr(words, flag):
+            given = flag.replace("_", "-")
+            raise Error(f"--{given}: not with --alike, where the runs say what was pruned and how")
     if not words.networks:
         raise Error("--alike: give the folder of runs, as in fpgm-study --alike outputs/criteria")
     found = compare(words.networks, words.data)

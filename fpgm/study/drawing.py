@@ -121,11 +121,15 @@ def _pictures(study: Study) -> list[Markup]:
     if study["assumption"]:
         depths = {row["layer"]: row["depth"] for row in study["layers"]}
         lines = {
-            words: [(depths[r["layer"]], r[key] and r[key] / r[null]) for r in study["assumption"]]
+            words: [
+                (depths[r["layer"]], r[key] / r[null] if r[key] and r[null] else None)
+                for r in study["assumption"]
+            ]
             for words, (key, null) in BESIDE.items()
         } | {
             "kurtosis": [
-                (depths[r["layer"]], 1 + r["excess_kurtosis"] / 3) for r in study["assumption"]
+                (depths[r["layer"]], (3 + r["excess_kurtosis"]) / (3 + r["excess_kurtosis_null"]))
+                for r in study["assumption"]
             ]
         }
         across = "layer, in the order of execution"

@@ -28,7 +28,7 @@ from fpgm.study.statistics.weights import assumption, diagnose, untestable
 from fpgm.study.subject import Subject
 
 SCHEMA = 2
-NETWORKS = 40  # of Gaussian filters that one ranking over the network is compared with
+NETWORKS = 200  # of Gaussian filters that one ranking over the network is compared with
 Result = dict[str, Any]
 
 

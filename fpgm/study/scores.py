@@ -82,7 +82,7 @@ def scored_layers(
         )
     criteria = _chosen(settings, subject, notes)
     _score(subject, layers, criteria, settings, notes)
-    return layers, _telling(layers, criteria, notes), left
+    return layers, _telling(layers, criteria, notes, settings.criteria or criteria), left
 
 
 def convolutions(model: nn.Module, everything: bool) -> tuple[list[str], dict[str, str]]:
@@ -146,7 +146,9 @@ def _chosen(settings: Settings, subject: Subject, notes: list[str]) -> list[str]
     return [name for name in wanted if name not in without]
 
 
-def _telling(layers: list[Layer], criteria: list[str], notes: list[str]) -> list[str]:
+def _telling(
+    layers: list[Layer], criteria: list[str], notes: list[str], asked: Sequence[str]
+) -> list[str]:
     """The criteria that tell any two filters of a layer apart; the others are named."""
     some = []
     for name in criteria:
@@ -157,7 +159,8 @@ def _telling(layers: list[Layer], criteria: list[str], notes: list[str]) -> list
             notes.append(f"{name} (all filters of a layer have one score)")
     if not some:
         raise Error(
-            f"--criteria {','.join(criteria)}: none of them can score this network; try "
+            f"--criteria {','.join(asked)}: none of them can score this network "
+            f"({'; '.join(notes)}); try "
             + ",".join(name for name in weight_only(CRITERIA) if not CRITERIA[name].places)
         )
     return some

@@ -10,14 +10,15 @@ from fpgm.errors import Error
 
 NORMALISE = ("none", "mean", "l2", "rank")
 LAYERS = ("prunable", "all")
+DRAWS = 299  # of a null of the assumption: p-values down to 1 / 300
 
 
 def count(default: int, least: int, what: str) -> Any:
     return field(default=default, metadata={"least": least, "what": what})
 
 
-def limit(default: float, most: float, what: str) -> Any:
-    return field(default=default, metadata={"most": most, "what": what})
+def limit(default: float, most: float, what: str, least: float = 0) -> Any:
+    return field(default=default, metadata={"most": most, "what": what, "least": least})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +41,7 @@ class Settings:
     batches: int = count(32, 2, "batches of training images to read")
     batch_size: int = count(32, 2, "images in each")
     resamples: int = count(10, 1, "times that those are drawn anew, to see if a choice holds")
-    alpha: float = limit(0.01, 1, "level of the tests of the assumption")
+    alpha: float = limit(0.01, 1, "level of the tests of the assumption", 1 / (DRAWS + 1))
     min_cv: float = limit(0.2, 1e3, "std / mean that norms need to tell filters apart")
     max_minimum: float = limit(0.1, 1, "least norm / median that counts as near zero")
 
@@ -73,6 +74,6 @@ def _problems(s: Settings) -> Iterator[str]:
     for flag, f in numbers().items():
         value, least, most = getattr(s, f.name), f.metadata.get("least"), f.metadata.get("most")
         if least is not None and value < least:
-            yield f"{flag} {value}: must be at least {least}"
+            yield f"{flag} {value}: must be at least {least:.4g}"
         if most is not None and not 0 < value <= most:
             yield f"{flag} {value:g}: must be above 0 and at most {most:g}"

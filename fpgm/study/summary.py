@@ -161,12 +161,13 @@ def _assumption(rows: Sequence[Row], alpha: float) -> str:
     effects = [
         f"{words} {middle[key]:.2g} ({middle[null]:.2g})"
         for words, (key, null) in BESIDE.items()
-        if middle[key] is not None
+        if middle[key] is not None and middle[null] is not None
     ]
     return (
         f"The assumption of Gaussian filters fails, of {len(rows)} layers, by {counts} ("
         f"{alpha * len(rows):.2g} of each by chance). Medians (and of Gaussian filters): excess "
-        f"kurtosis {middle['excess_kurtosis']:.2g} (0), {', '.join(effects)}."
+        f"kurtosis {middle['excess_kurtosis']:.2g} ({middle['excess_kurtosis_null']:.2g}), "
+        f"{', '.join(effects)}."
     )
 
 

@@ -71,6 +71,8 @@ def test_runs_of_one_baseline_are_compared_pair_by_pair(
         of_seed(tmp_path, seed, (*WEIGHTS, "random", "mix"))
     main([str(tmp_path), "--alike"])
     said = capsys.readouterr().out
+    assert "mix (no scores of the filters, so in no ranking)" in said
+    assert "random (decided by a seed: shown and not counted)" in said
     pairs = rows(tmp_path / "alike" / "pairs.csv")
     assert len(pairs) == 7 * 6 / 2
     by = {(row["a"], row["b"]): row for row in pairs}
@@ -233,6 +235,13 @@ def test_answer_in_words_is_what_the_pairs_say() -> None:
     assert "? Cannot be told: " in in_words(criteria, unrelated, 0.2, [])[2]
     few = [row for row in pairs(0.1) if {row["a"], row["b"]} <= {"l1", "l2", "gm"}]
     assert follows(few, "spearman", "jaccard") is None
+    no_overlap = [{**row, "jaccard": None, "jaccard_null": None} for row in pairs(0.1)]
+    assert in_words(criteria, no_overlap, 0.2, [])[1].endswith("pairs that differ.")
+    # Nobody has figures with all others: what is missing is not taken for 0.
+    some = [{**row, "spearman": None} if row["b"] in ("l2", "whc") and row["a"] in ("l1", "gm")
+            else row for row in pairs(0.1) if {row["a"], row["b"]} <= {"l1", "l2", "gm", "whc"}
+            ]  # fmt: skip
+    assert follows(some, "spearman", "jaccard") is None
     equal = [{**row, "difference": 0.0} for row in pairs(0.1)]
     assert "? Unknown: " in in_words(criteria, equal, None, [])[2]
 

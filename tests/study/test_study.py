@@ -210,6 +210,8 @@ def test_what_cannot_be_studied_at_all_says_why() -> None:
         study(model, criteria=("mix",))
     with pytest.raises(Error, match="none of them can score"):
         study(two(norm=False), criteria=("bn_gamma",))
+    with pytest.raises(Error, match=r"--criteria taylor: none of them .* \(taylor \(no images"):
+        study(two(), criteria=("taylor",))
     with pytest.raises(Error, match=r"no layer to study .*3 filters"):
         study(two(widths=(3, 3)))
     with torch.no_grad():
@@ -220,8 +222,8 @@ def test_what_cannot_be_studied_at_all_says_why() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"rates": (1.0,)}, {"draws": 1}, {"normalise": "max"},
-     {"criteria": ("l1", "l1")}, {"alpha": -1.0}, {"batches": 1}, {"min_cv": float("nan")}],
+    [{"rates": (1.0,)}, {"draws": 1}, {"normalise": "max"}, {"criteria": ("l1", "l1")},
+     {"alpha": -1.0}, {"alpha": 0.003}, {"batches": 1}, {"min_cv": float("nan")}],
 )  # fmt: skip
 def test_settings_out_of_range_name_their_flag(wrong: dict) -> None:
     (key,) = wrong
@@ -344,6 +346,7 @@ def test_plain_checkpoint_is_read_with_the_name_of_its_network(tmp_path: Path) -
         (("--arch", "resnet20", "--data", "nowhere"), "--data nowhere: no such directory"),
         (("--arch", "resnet20", "--rates", "0.4,1.5"), "--rates 1.5"),
         (("--arch", "resnet20", "--draws", "0"), "--draws 0: must be at least 3"),
+        (("--alike", "runs", "--criteria", "l1"), "--criteria: not with --alike"),
     ],
 )
 def test_errors_are_one_line_that_says_what_would_do(
@@ -398,6 +401,20 @@ def test_several_networks_become_one_table_and_what_fails_is_named(
         assert float(row["cv_norms"]) == pytest.approx(median)
     assert [int(row["tested"]) for row in rows] == [19, 19, 18]
     assert "the assumption in conv1 (constant weights)" in "".join(alone["notes"])
+
+
+@pytest.mark.parametrize("kind", ["sparse", "of two values"])
+def test_weights_that_are_far_from_gaussian_are_studied_too(kind: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = two(widths=(16, 16))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 4:
+                few = parameter * (torch.rand_like(parameter) > 0.9)
+                parameter.copy_(few if kind == "sparse" else parameter.sign())
+    found = study(model, criteria=("l1", "gm"))
+    write(found, tmp_path)
+    assert any("variances" in row["failed"] or row["failed"] for row in found["assumption"])
 
 
 def test_networks_that_share_no_criterion_say_so(

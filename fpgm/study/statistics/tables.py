@@ -36,7 +36,7 @@ Study = Mapping[str, Any]
 GAUSSIAN, CHANCE = "gaussian", "chance"
 COLLAPSED = 0.9  # of a layer's filters: from here on little passes through it
 FIRST = 8  # filters of a layer that are listed, as in Huang et al.
-BESIDE = {  # effects of the assumption, and what Gaussian filters give
+BESIDE = {  # effects of the assumption, and what Gaussian filters give; these can be divided
     "|mean| / std": ("mean_over_std", "mean_over_std_null"),
     "max / min variance": ("variance_ratio", "variance_ratio_null"),
     "|r| inside a kernel": ("correlation_inside", "correlation_null"),
@@ -45,7 +45,7 @@ BESIDE = {  # effects of the assumption, and what Gaussian filters give
     "std / mean of distances": ("cv_distances", "cv_null"),
 }
 EFFECTS = (
-    "normality_rejected", "excess_kurtosis",
+    "normality_rejected", "excess_kurtosis", "excess_kurtosis_null",
     *dict.fromkeys(key for row in BESIDE.values() for key in row),
 )  # fmt: skip
 SURE = 3.0  # standard deviations from its null at which a pair is called above or below it
