@@ -15,7 +15,7 @@ from fpgm.compaction.compact import built, compare, equivalence
 from fpgm.compaction.constants import Keep, analyse
 from fpgm.errors import Error, ShippingError
 from fpgm.graph.cost import Cost, cost, paper_reduction
-from fpgm.graph.trace import trace
+from fpgm.graph.trace import ChannelGraph, trace
 from fpgm.machine.device import environment
 from fpgm.runs import checkpoint, packing
 from fpgm.runs.run import Run
@@ -43,7 +43,8 @@ def finish(task: Task, run: Run) -> dict[str, Any]:
     # The form that is shipped: as cut, or with ballast where that is faster.
     tuned, problems = tune_for(task) if task.config.tune else (None, [])
     ballast = tuned.ballast if tuned else {}
-    small, more = shipped(task, ballast)
+    graph = trace(model, images.image_shape)
+    small, more = shipped(graph, keep, ballast)
     # Both networks are asked and saved before anything is judged.
     (full, labels), (reduced, _) = logits(model, images), logits(small, images)
     sizes = save(task, "zeroed.pt", model, {}), save(task, "compact.pt", small, more)
@@ -64,7 +65,7 @@ def finish(task: Task, run: Run) -> dict[str, Any]:
         costs=(dense, compacted),
         sizes=sizes,
         packed=save_packed(task),
-        paper_macs=_paper_macs(task, dense),
+        paper_macs=_paper_macs(task, dense, graph),
         accuracies=(accuracy(full, labels), accuracy(reduced, labels)),
         top5=accuracy(reduced, labels, top=5) if len(images.classes) >= MANY_CLASSES else None,
         equivalence=measured,
@@ -81,10 +82,9 @@ def finish(task: Task, run: Run) -> dict[str, Any]:
     return written(report, task, run)
 
 
-def shipped(task: Task, ballast: Keep) -> tuple[nn.Module, dict[str, Any]]:
+def shipped(graph: ChannelGraph, keep: Keep, ballast: Keep) -> tuple[nn.Module, dict[str, Any]]:
     """The compact network, and what its file must say for it to be built again without values."""
-    graph = trace(task.full.network, task.image_shape)
-    analysis = analyse(graph, task.schedule.keep, ballast)
+    analysis = analyse(graph, keep, ballast)
     decided = {name: channels.cpu() for name, channels in analysis.decided.items()}
     return built(analysis), {"decided": decided} | ({"ballast": ballast} if ballast else {})
 
@@ -103,7 +103,7 @@ def written(report: dict[str, Any], task: Task, run: Run) -> dict[str, Any]:
     return report
 
 
-def _paper_macs(task: Task, dense: Cost) -> float | None:
+def _paper_macs(task: Task, dense: Cost, graph: ChannelGraph) -> float | None:
     """Reduction of MACs by the papers' closed form, in percent, None where it says nothing."""
     c, rule = task.config, task.schedule.rule
     theirs = (c.residual, c.align, c.macs_target, rule.scope) == ("independent", 1, None, "layer")
@@ -114,7 +114,7 @@ def _paper_macs(task: Task, dense: Cost) -> float | None:
     filters = {layer.name: layer.filters for layer in dense.layers}
     rates = {name: rule.rate_of(name, c.rate, filters[name]) for name in task.schedule.keep}
     macs = {layer.name: layer.macs for layer in dense.layers}
-    return paper_reduction(task.graph, macs, rates)
+    return paper_reduction(graph, macs, rates)
 
 
 def save(task: Task, name: str, network: nn.Module, more: dict[str, Any]) -> int:

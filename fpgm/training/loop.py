@@ -19,6 +19,7 @@ from fpgm.compaction.constants import analyse
 from fpgm.data.images import summary
 from fpgm.errors import Error, first_line
 from fpgm.graph.cost import cost
+from fpgm.graph.trace import trace
 from fpgm.machine.device import autocast, precision_name
 from fpgm.machine.ranks import mean, share_buffers
 from fpgm.runs import checkpoint
@@ -61,8 +62,9 @@ def _announce(task: Task, run: Run) -> None:
     machine = precision_name(task.device, task.precision)
     processes = f", {task.ranks.world} processes" if task.ranks.world > 1 else ""
     rate = task.schedule.full_rate()
-    dense = cost(task.full.network, task.image_shape)
-    small = analyse(task.graph, task.schedule.expected()).macs(dense)
+    network, image = task.full.network, task.image_shape
+    dense, graph = cost(network, image), trace(network, image)
+    small = analyse(graph, task.schedule.expected()).macs(dense)
     where = f"{task.device.type} {machine}{processes}"
     images = summary(task.images)
     log.info(result.opening_line(task.config, rate, images, (dense.macs, small), where))

@@ -6,7 +6,6 @@ import itertools
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from fpgm.data.images import Images
 from fpgm.data.sets import load
 from fpgm.errors import CheckpointError, Error, first_line
 from fpgm.graph.groups import Prunable
-from fpgm.graph.trace import ChannelGraph, trace
 from fpgm.keys import network_options, network_word
 from fpgm.machine.device import choose_device, choose_precision, keep_freed_memory
 from fpgm.machine.ranks import ALONE, Ranks, check_batch, from_first, spread
@@ -89,11 +87,6 @@ class Task:
     @property
     def image(self) -> tuple[int, int, int]:
         return self.images.image_shape
-
-    @cached_property
-    def graph(self) -> ChannelGraph:
-        """Of the full network as it is where this is first asked for."""
-        return trace(self.full.network, self.image_shape)
 
     @property
     def preprocessing(self) -> Mapping[str, Any]:
