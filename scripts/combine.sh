@@ -43,6 +43,7 @@ resnet56() {
   train dense56 arch=resnet56 rate=0 epochs=5 optimizer=fast
   train pruned56 arch=resnet56 "pretrained=$OUT/dense56" macs_target=0.5 residual=shared align=16 \
     schedule=fade optimizer=finetune method=distillation epochs=3
+  further pruned56_more pruned56 dense56 '[distillation]'
   low_rank pruned56 zhang
   further pruned56_inq pruned56 dense56 '[inq,distillation]'
   further pruned56_zhang pruned56/zhang dense56 '[distillation]'
@@ -51,7 +52,7 @@ resnet56() {
 }
 
 timed() { # runs whose kernels multiply other shapes
-  for run in pruned pruned_zhang pruned_zhang_inq pruned56 pruned56_zhang pruned56_zhang_inq; do
+  for run in dense dense56 pruned pruned_zhang pruned_zhang_inq pruned56 pruned56_zhang pruned56_zhang_inq; do
     [ ! -e "$OUT/$run/compact.pt" ] ||
       fpgm-latency "$OUT/$run" --int8 --runtimes onnxruntime,openvino --batch 1,128 --threads 1
   done

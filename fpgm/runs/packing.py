@@ -8,7 +8,9 @@ known.
 
 from __future__ import annotations
 
+import io
 import math
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -54,7 +56,7 @@ def pack(content: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
         for tensor, one in zip(tensors, coded, strict=True)
     ]
     data = np.frombuffer(b"".join(one.data for one in coded), dtype=np.uint8).copy()
-    packed = {"tree": tree, "layout": layout, "data": torch.from_numpy(data)}
+    packed = {"about": _deflated([tree, layout]), "data": torch.from_numpy(data)}
     pairs = zip(tensors, coded, strict=True)
     return packed, _usual([(t.numel(), c.bits) for t, c in pairs if t.is_floating_point()])
 
@@ -71,7 +73,7 @@ def _usual(counts: Sequence[tuple[int, int]]) -> int:
 
 def unpack(packed: Mapping[str, Any]) -> dict[str, Any]:
     """The content that `pack` was given."""
-    data, layout, at = packed["data"].numpy(), packed["layout"], 0
+    (tree, layout), data, at = _inflated(packed["about"]), packed["data"].numpy(), 0
     tensors: list[Tensor] = []
     for dtype, shape, kind, stored, bits, count in layout:
         size = math.prod(shape)
@@ -89,7 +91,20 @@ def unpack(packed: Mapping[str, Any]) -> dict[str, Any]:
         tensors.append(tensor.view(shape))
         at = end
     shared = any(kind == _KERNELS for _, _, kind, *_ in layout)
-    return dict(_with(packed["tree"], tensors[1:] if shared else tensors))
+    return dict(_with(tree, tensors[1:] if shared else tensors))
+
+
+def _deflated(value: Any) -> Tensor:
+    """Plain values as bytes, (n,): names and shapes take more than a small network's codes else."""
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    data = np.frombuffer(zlib.compress(buffer.getvalue(), 9), dtype=np.uint8).copy()
+    return torch.from_numpy(data)
+
+
+def _inflated(data: Tensor) -> Any:
+    """What _deflated was given. Nothing but tensors and plain values is unpickled."""
+    return torch.load(io.BytesIO(zlib.decompress(data.numpy().tobytes())), weights_only=True)
 
 
 def _without(value: Any, tensors: list[Tensor]) -> Any:
