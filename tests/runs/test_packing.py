@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -117,3 +119,31 @@ def test_every_reader_takes_a_packed_file(tmp_path: Path) -> None:
     checkpoint.write(tmp_path / "damaged", {"packed": packed})
     with pytest.raises(checkpoint.CheckpointError, match="damaged"):
         checkpoint.read(tmp_path / "damaged")
+
+
+def test_names_and_shapes_take_less_than_the_weights() -> None:
+    names = [f"layer{i}.{j}.conv{k}.weight" for i in range(3) for j in range(20) for k in range(2)]
+    weights = {
+        name: torch.randn(5)[torch.arange(16 * 16 * 9) % 5].view(16, 16, 9) for name in names
+    }
+    packed, _ = packing.pack({"state_dict": weights})
+    assert len(packed["about"]) < 30 * len(names)  # 110 as torch writes them
+
+
+class Runs:
+    """What an unpickler that trusts a file would run."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, ("touch ran",)
+
+
+def test_what_a_packed_file_hides_is_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    packed, _ = packing.pack({"weight": torch.zeros(100)})
+    packed["about"] = packing._deflated([Runs(), []])
+    checkpoint.write(tmp_path / "hidden", {"packed": packed})
+    with pytest.raises(checkpoint.CheckpointError):
+        checkpoint.read(tmp_path / "hidden")
+    assert not Path("ran").exists()
