@@ -55,7 +55,7 @@ def network(arch: str | Mapping[str, Any]) -> str:
     return str(arch.get("build")) if arch.get("source") == "own" else f"timm:{arch.get('name')}"
 
 
-def network_word(arch: str | Mapping[str, Any]) -> str:
+def arch_word(arch: str | Mapping[str, Any]) -> str:
     """What follows arch= on a command line, as far as one word says it."""
     name = network(arch)
     return "compact" if name == SHIPPED else name
@@ -70,4 +70,4 @@ def network_options(arch: str | Mapping[str, Any]) -> dict[str, Any]:
 def network_words(arch: str | Mapping[str, Any]) -> str:
     """Both, as a table names the network: resnet20, my_nets:tiny width=8, compact run=RUN_DIR."""
     options = [f"{key}={value}" for key, value in flatten(network_options(arch)).items()]
-    return " ".join([network_word(arch), *options])
+    return " ".join([arch_word(arch), *options])

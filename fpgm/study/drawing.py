@@ -121,10 +121,7 @@ def _pictures(study: Study) -> list[Markup]:
     if study["assumption"]:
         depths = {row["layer"]: row["depth"] for row in study["layers"]}
         lines = {
-            words: [
-                (depths[r["layer"]], r[key] / r[null] if r[key] and r[null] else None)
-                for r in study["assumption"]
-            ]
+            words: [(depths[r["layer"]], r[key] and r[key] / r[null]) for r in study["assumption"]]
             for words, (key, null) in BESIDE.items()
         } | {
             "kurtosis": [

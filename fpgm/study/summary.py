@@ -161,7 +161,7 @@ def _assumption(rows: Sequence[Row], alpha: float) -> str:
     effects = [
         f"{words} {middle[key]:.2g} ({middle[null]:.2g})"
         for words, (key, null) in BESIDE.items()
-        if middle[key] is not None and middle[null] is not None
+        if middle[key] is not None
     ]
     return (
         f"The assumption of Gaussian filters fails, of {len(rows)} layers, by {counts} ("

@@ -19,7 +19,7 @@ from fpgm.data.images import Images
 from fpgm.data.sets import load
 from fpgm.errors import CheckpointError, Error, first_line
 from fpgm.graph.groups import Prunable
-from fpgm.keys import network_options, network_word
+from fpgm.keys import arch_word, network_options
 from fpgm.machine.device import choose_device, choose_precision, keep_freed_memory
 from fpgm.machine.ranks import ALONE, Ranks, check_batch, from_first, spread
 from fpgm.methods import Goal, Method, Schedule, Trained
@@ -229,7 +229,7 @@ def prepare(
     if config.prunes and not groups.layers:
         why = next((f"{name}: {why}" for name, why in groups.kept_full.items()), "no convolution")
         raise Error(
-            f"arch={network_word(config.arch)}: nothing of it can be pruned ({why}); rate=0 trains "
+            f"arch={arch_word(config.arch)}: nothing of it can be pruned ({why}); rate=0 trains "
             "it as it is"
         )
     if config.latency_target is not None:
@@ -295,7 +295,7 @@ def _images(config: Config, ranks: Ranks) -> Images:
 def _network(config: Config, arch: dict[str, Any], images: Images, fresh: bool) -> Trained:
     """fresh: no epoch is done, so that pretrained weights are wanted."""
     model = network_of(config, arch, trained=fresh)
-    check_size(network_word(config.arch), model, images.image_shape, len(images.classes))
+    check_size(arch_word(config.arch), model, images.image_shape, len(images.classes))
     model = model.to(images.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     o = config.optimizer
     optimizer = torch.optim.SGD(

@@ -11,7 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from fpgm.errors import GraphError
 from fpgm.graph import operations as ops
+from fpgm.graph.trace import trace
 
 
 class Layers(nn.Module):
@@ -209,3 +211,19 @@ def test_what_overwrites_its_argument_and_its_twin(
     if overwrites:
         elsewhere = ops.out_of_place(node)
         assert (elsewhere and elsewhere[0]) == twin
+
+
+class Mismatched(nn.Module):
+    """A BatchNorm for other channels than its convolution writes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x)).mean((2, 3))  # type: ignore[no-any-return]
+
+
+def test_a_layer_that_refuses_what_it_is_given_is_not_traced() -> None:
+    with pytest.raises(GraphError, match="refuses images of 3x32x32"):
+        trace(Mismatched(), (3, 32, 32))

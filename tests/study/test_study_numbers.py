@@ -347,6 +347,24 @@ def test_what_stands_beside_an_effect_is_of_gaussian_filters_whatever_the_layer_
         assert null == pytest.approx(of_gaussian, rel=0.05, abs=0.04), effect
 
 
+@pytest.mark.parametrize(("r", "holds"), [(0.35, True), (0.8, False)])
+def test_tests_hold_with_the_correlations_of_trained_kernels_and_not_with_any(
+    r: float, holds: bool
+) -> None:
+    rejected = dict.fromkeys(PARTS, 0)
+    for seed in range(150):
+        generator = np.random.default_rng(seed)
+        own = generator.standard_normal((16, 16, 3, 3))
+        common = generator.standard_normal((16, 16, 1, 1))
+        found = assumption(np.sqrt(1 - r) * own + np.sqrt(r) * common, 0.05, 0)
+        for part in found["failed"].split(", "):
+            if part:
+                rejected[part] += 1
+    most = stats.binom(150, 0.05).ppf(0.998)
+    assert rejected["mean"] <= most
+    assert (max(rejected["normality"], rejected["variances"]) <= most) == holds
+
+
 def test_correlated_kernels_and_filters_of_unlike_length_are_seen_in_their_effects() -> None:
     generator = np.random.default_rng(0)
     weight = weights("gaussian", 0, (64, 8, 3, 3))
