@@ -301,6 +301,42 @@ def test_what_has_faded_stays_away_and_forgets_its_momentum() -> None:
     assert not any(row["changed"] for row in rows)
 
 
+def gone(network: nn.Module, schedule: Fade) -> bool:
+    """Whether all that is pruned is at zero, with what stands behind it."""
+    now = network.state_dict()
+    for name, mask in pruned(network, schedule.keep).items():
+        norms = [f"{norm}.{p}" for norm in schedule._tails[name].norms for p in ("weight", "bias")]
+        for key in (f"{name}.weight", *norms):
+            if now[key][mask].any():
+                return False
+    return True
+
+
+def test_without_duration_all_is_gone_before_the_first_step() -> None:
+    task = Noise(epochs=2, from_scratch=False)
+    schedule = Fade(task, duration=0)
+    before = {k: v.clone() for k, v in task.full.network.state_dict().items()}
+    schedule.start()
+    assert gone(task.full.network, schedule)
+    name = "layer1.0.conv1"
+    kept = schedule.keep[name]
+    assert torch.equal(
+        task.full.network.layer1[0].conv1.weight[kept], before[f"{name}.weight"][kept]
+    )
+    assert schedule.still_during(0)  # the compact network is trained from the first step
+
+
+def test_a_training_that_ends_early_has_lost_what_was_fading() -> None:
+    task = Noise(epochs=2, from_scratch=False)
+    schedule = Fade(task, duration=1)
+    schedule.start()
+    schedule.before_epoch(0)
+    schedule.after_step()
+    assert not gone(task.full.network, schedule)
+    schedule.finish()
+    assert gone(task.full.network, schedule)
+
+
 def test_fading_needs_something_to_fade(tmp_path: Path, few: None) -> None:
     with pytest.raises(Error, match="schedule=fade: prunes a trained network"):
         whole(tmp_path, "schedule=fade")

@@ -14,7 +14,7 @@ from fpgm.pruning.method import Task
 from fpgm.pruning.silence import Silence
 from fpgm.pruning.zeroing import Recalibrate
 
-Duration = Annotated[float, Field(gt=0, le=1, examples=["0.3"])]
+Duration = Annotated[float, Field(ge=0, le=1, examples=["0.3"])]
 
 
 class Fade(Hard):
@@ -22,7 +22,7 @@ class Fade(Hard):
     filters to go are multiplied by (D - t - 1) / (D - t), together with the scale and shift behind
     them: a straight line to exactly 0. The rest of the training holds them there.
 
-    duration: the share of all steps that D is.
+    duration: the share of all steps that D is; at 0 all of it happens before the first.
     """
 
     name: ClassVar[str] = "fade"
@@ -38,12 +38,14 @@ class Fade(Hard):
         train_compact: bool = True,
     ) -> None:
         super().__init__(task, recalibrate=recalibrate, train_compact=train_compact)
-        self._steps = max(1, math.ceil(duration * task.epochs * task.steps))
+        self._steps = math.ceil(duration * task.epochs * task.steps)
         self._tails = tails(trace(self._model, task.image))
         self._taken = 0
 
     def start(self) -> None:
         self._refuse_ties(self._choose(1.0))
+        if not self._steps:
+            self._vanish()
 
     def masked(self, epoch: int) -> bool:
         return self._taken >= self._steps
@@ -71,9 +73,12 @@ class Fade(Hard):
         return False  # the steps have done it
 
     def finish(self) -> None:
-        if self._taken < self._steps:  # of a run without epochs
-            Silence(self._masks, self._tails, self.task.full).scale(0.0)
+        if self._taken < self._steps:  # of a loop that was ended before
+            self._vanish()
         super().finish()
+
+    def _vanish(self) -> None:
+        Silence(self._masks, self._tails, self.task.full).scale(0.0)
 
     def state(self) -> dict[str, Any]:
         return {**super().state(), "taken": self._taken}
