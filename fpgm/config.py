@@ -144,7 +144,7 @@ class Config(Pruning):
     compile: bool
     pretrained: str | None
     tune: bool
-    target: Literal["torch", "onnxruntime", "openvino"]
+    target: Literal["torch", "onnxruntime", "openvino", "onnxruntime_int8", "openvino_int8"]
     target_batch: int = Field(ge=1, examples=["1"])
 
     @property

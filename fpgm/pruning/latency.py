@@ -59,10 +59,12 @@ def find(
     align: int,
     floor: float,
     warn: Callable[[str], None],
+    silent: bool = False,
 ) -> Found:
     """Widths at which the network takes its share of the dense one's time. scores: (n,) for each
-    group. Writes the times that were measured. Raises BudgetError, ShippingError, OSError."""
-    wanted = Wanted(latency.share, latency.target, align, floor)
+    group; silent: see Wanted. Writes the times that were measured. Raises BudgetError,
+    ShippingError, OSError."""
+    wanted = Wanted(latency.share, latency.target, align, floor, silent)
     model, table = with_constants(model), latency.table(warn)
     positive = [_positive(values) for values in scores]
     found, table = widths.found_apart(model, groups, positive, wanted, table)

@@ -311,8 +311,9 @@ class Zeroing(Schedule):
         if self.task.ranks.first:
             by_group = [group_scores(group, scores) for group in self._groups]
             found = find(
-                self._model, self._groups, by_group, latency, rule.align, rule.floor, self.task.warn
-            )
+                self._model, self._groups, by_group, latency, rule.align, rule.floor,
+                self.task.warn, self.silences,
+            )  # fmt: skip
         found = from_first(found, self.task.ranks)
         assert found is not None
         self.widths, self.latency = counts(self._groups, found.groups), found.summary()

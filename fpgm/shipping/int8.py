@@ -77,7 +77,7 @@ def quantise(model: bytes, batches: Sequence[Tensor]) -> Quantised:
         from onnxruntime.quantization import QuantType, quantize_static
         from onnxruntime.quantization.shape_inference import quant_pre_process
     except ImportError as error:
-        raise ShippingError(f"--int8: {error}; pip install 'fpgm[export]'") from error
+        raise ShippingError(f"int8: {error}; pip install 'fpgm[export]'") from error
     reduced = not adds_bytes_exactly()
     with tempfile.TemporaryDirectory() as directory:
         prepared, made = Path(directory) / "prepared.onnx", Path(directory) / "int8.onnx"
@@ -92,7 +92,7 @@ def quantise(model: bytes, batches: Sequence[Tensor]) -> Quantised:
             )  # fmt: skip
         except Exception as error:  # onnxruntime has its own kinds
             raise ShippingError(
-                f"--int8: onnxruntime cannot quantise the network ({first_line(error)})"
+                f"int8: onnxruntime cannot quantise the network ({first_line(error)})"
             ) from error
         return Quantised(made.read_bytes(), sum(map(len, batches)), reduced, kept_float)
 

@@ -1,5 +1,5 @@
-"""The runtimes that a network can be timed in, each as it would be deployed on a CPU in float32,
-and torch on a GPU.
+"""The runtimes that a network can be timed in, each as it would be deployed on a CPU, in float32 or
+in int8, and torch on a GPU.
 
 A runtime makes of (network, image (C, H, W), threads) what is called with a batch (B, C, H, W).
 """
@@ -10,6 +10,7 @@ import importlib.util
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -20,6 +21,7 @@ from fpgm.errors import ShippingError
 from fpgm.machine.apart import contained
 from fpgm.shipping.export import export
 from fpgm.shipping.folding import fold
+from fpgm.shipping.int8 import quantise
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -29,7 +31,7 @@ Runner = Callable[[Tensor], object]
 
 @dataclass(frozen=True)
 class Target:
-    """What the network is for. runtime: a name in runtimes.RUNTIMES; image: (C, H, W)."""
+    """What the network is for. runtime: a name in runtimes.TARGETS; image: (C, H, W)."""
 
     runtime: str
     image: tuple[int, int, int]
@@ -38,6 +40,12 @@ class Target:
 
 
 INSTALL = {"onnxruntime": "pip install 'fpgm[export]'", "openvino": "pip install 'fpgm[latency]'"}
+INT8 = "_int8"  # behind a runtime's name: the network in int8 there
+
+
+def package(target: str) -> str:
+    """What has to be installed for a target."""
+    return target.removesuffix(INT8)
 
 
 def installed(name: str) -> bool:
@@ -45,10 +53,12 @@ def installed(name: str) -> bool:
     return importlib.util.find_spec(name) is not None
 
 
-def require(name: str) -> None:
-    """Raise ShippingError, with the command that installs it, where a runtime is not."""
-    if not installed(name):
-        raise ShippingError(f"target={name}: is not installed here: {INSTALL[name]}")
+def require(target: str) -> None:
+    """Raise ShippingError, with the command that installs it, where a target's runtime is not, or
+    what makes int8 for it."""
+    for name in {package(target), "onnxruntime" if target.endswith(INT8) else package(target)}:
+        if not installed(name):
+            raise ShippingError(f"target={target}: {name} is not installed here: {INSTALL[name]}")
 
 
 def apart(target: Target, function: Callable[P, T], *given: P.args, **named: P.kwargs) -> T:
@@ -58,7 +68,7 @@ def apart(target: Target, function: Callable[P, T], *given: P.args, **named: P.k
     OpenVINO corrupts the heap on some virtual machines: glibc's MALLOC_CHECK_=3 shows it after the
     compilation of any model, and whatever runs next in the process may fall over it.
     """
-    if target.runtime == "torch":
+    if package(target.runtime) == "torch":
         return function(*given, **named)
     crashed = f"target={target.runtime}: it crashed while it was timed"
     return contained(crashed, function, *given, **named)
@@ -155,6 +165,19 @@ GPU: dict[str, Callable[[nn.Module, Image, int], Runner]] = {"torch": _torch_on_
 ONNX: dict[str, Callable[[bytes, Image, int], Runner]] = {
     "onnxruntime": _onnxruntime_model,
     "openvino": _openvino_model,
+}
+
+
+def _in_int8(runtime: str, network: nn.Module, image: Image, threads: int) -> Runner:
+    """Calibrated on noise: the clock does not see which numbers they are."""
+    noise = torch.randn(8, *image, generator=torch.Generator().manual_seed(0))
+    return ONNX[runtime](quantise(exported(network, image), [noise]).model, image, threads)
+
+
+# What a network may be made for: target= of a run.
+TARGETS: dict[str, Callable[[nn.Module, Image, int], Runner]] = {
+    **RUNTIMES,
+    **{f"{name}{INT8}": partial(_in_int8, name) for name in ONNX},
 }
 
 

@@ -29,7 +29,7 @@ from fpgm.machine.device import environment
 from fpgm.runs.files import write_text
 from fpgm.shipping.latency import side_by_side
 from fpgm.shipping.lone import LAYERS
-from fpgm.shipping.runtimes import Target
+from fpgm.shipping.runtimes import Target, package
 
 LEVELS = 6  # widths at which a layer is timed, on each side
 SECONDS = 1.5  # for all widths of one kind of layer
@@ -77,13 +77,12 @@ class TimeTable:
 def fingerprint(target: Target) -> dict[str, Any]:
     """What must be the same for times to be comparable."""
     here = environment(torch.device("cpu"), None)
-    packages = {"torch": "torch", "onnxruntime": "onnxruntime", "openvino": "openvino"}
     return {
         "processor": here["processor"],
         "cores": here["cores"],
         "threads": target.threads,
         "runtime": target.runtime,
-        "version": version(packages[target.runtime]),
+        "version": version(package(target.runtime)),
         "batch": target.batch,
     }
 

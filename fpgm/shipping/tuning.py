@@ -23,7 +23,7 @@ from fpgm.graph.groups import Group, prunable
 from fpgm.graph.trace import ChannelGraph, trace
 from fpgm.networks.modes import evaluating
 from fpgm.shipping.latency import side_by_side
-from fpgm.shipping.runtimes import RUNTIMES, Target, apart
+from fpgm.shipping.runtimes import TARGETS, Target, apart
 
 MULTIPLES = (1, 4, 8, 16)  # 1: no more than the filter that carries the constants
 WORTH = 0.98  # full width must be more than the noise faster to be preferred
@@ -124,7 +124,7 @@ def _timed(
 ) -> dict[str, dict[str, Any]]:
     """The forms' times, taken in turn: {form, macs, ms} by name."""
     networks = {form.name: compact(model, keep, form.ballast, target.image) for form in forms}
-    make = RUNTIMES[target.runtime]
+    make = TARGETS[target.runtime]
     bar = tqdm(networks.values(), f"forms for {target.runtime}", leave=False, disable=None)
     runners = [make(network, target.image, target.threads) for network in bar]
     try:

@@ -8,6 +8,7 @@ again until the network takes the time it is to take.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 import statistics
@@ -22,15 +23,17 @@ from torch import Tensor, nn
 from fpgm.compaction.compact import compact
 from fpgm.compaction.constants import Keep
 from fpgm.errors import BudgetError
+from fpgm.graph.flow import tails
 from fpgm.graph.groups import Group
 from fpgm.graph.owners import Reads, channels
 from fpgm.graph.trace import ChannelGraph, trace
 from fpgm.networks.modes import evaluating
-from fpgm.networks.weights import weight_of
+from fpgm.networks.weights import parameters_of, weight_of
 from fpgm.selection.ranking import ascending, least_kept
+from fpgm.selection.zero import pruned
 from fpgm.shipping.knapsack import Times, Widths, widths_within
 from fpgm.shipping.latency import side_by_side
-from fpgm.shipping.runtimes import RUNTIMES, Target, apart
+from fpgm.shipping.runtimes import TARGETS, Target, apart
 from fpgm.shipping.timetable import Kind, Surface, TimeTable, kinds, levels, measure
 
 TOLERANCE = 0.05  # of the target
@@ -65,12 +68,14 @@ class Found:
 @dataclass(frozen=True)
 class Wanted:
     """share: of the dense network's time; align: widths are multiples of it; floor: share of each
-    group's channels that stays."""
+    group's channels that stays; silent: what is pruned leaves no constants, as the schedule takes
+    along what stands behind its filters."""
 
     share: float
     target: Target
     align: int
     floor: float
+    silent: bool = False
 
 
 def found_apart(
@@ -95,7 +100,7 @@ def _both(model: nn.Module, keep: Keep, ballast: Keep, target: Target) -> tuple[
     everything = {name: torch.arange(len(w)) for name, w in _weights(model, keep)}
     dense = compact(model, everything, image=target.image)
     networks = dense, compact(model, keep, ballast, target.image)
-    make = RUNTIMES[target.runtime]
+    make = TARGETS[target.runtime]
     runners = [make(network, target.image, target.threads) for network in networks]
     seconds = side_by_side(runners, torch.randn(target.batch, *target.image))
     full, small = (1e3 * statistics.median(times) for times in seconds)
@@ -140,7 +145,7 @@ def found(
         values = [_values(g, s, row) for g, s, row in zip(groups, scores, options, strict=True)]
         times = predicted(graph, groups, options, wanted, table)
         full, least = tuple(row[-1] for row in options), tuple(row[0] for row in options)
-        clock = _Clock(model, groups, scores, target, table)
+        clock = _Clock(model, groups, scores, wanted, table)
         dense = clock(full)
         narrowed = partial(widths_within, options=options, values=values, times=times)
         tries = _search(narrowed, clock, times, share * dense, dense / times(full), least)
@@ -266,6 +271,27 @@ def predicted(
     return times
 
 
+def highest(groups: Sequence[Group], scores: Sequence[Tensor], widths: Widths) -> Keep:
+    """The filters of highest score, so many of each group."""
+    kept: dict[str, list[Tensor]] = {}
+    for group, values, width in zip(groups, scores, widths, strict=True):
+        order = ascending(values).cpu()
+        for name, filters in group.members:
+            kept.setdefault(name, []).append(filters[order[len(order) - width :]])
+    return {name: torch.cat(parts).sort().values for name, parts in kept.items()}
+
+
+def silenced(model: nn.Module, keep: Keep, image: tuple[int, int, int]) -> nn.Module:
+    """A copy in which nothing is left of the filters outside `keep`: no scale and no shift."""
+    twin = copy.deepcopy(model)
+    behind = tails(trace(twin, image))
+    with torch.no_grad():
+        for name, mask in pruned(twin, keep).items():
+            for parameter in (p for norm in behind[name].norms for p in parameters_of(twin, norm)):
+                parameter[mask] = 0
+    return twin
+
+
 class _Clock:
     """Milliseconds of the whole compact network by widths, from the table where it is there."""
 
@@ -274,19 +300,23 @@ class _Clock:
         model: nn.Module,
         groups: Sequence[Group],
         scores: Sequence[Tensor],
-        target: Target,
+        wanted: Wanted,
         table: TimeTable,
     ) -> None:
-        self._model, self._groups, self._target, self._table = model, groups, target, table
-        self._order = [ascending(values).cpu() for values in scores]
+        self._model, self._groups, self._scores, self._table = model, groups, scores, table
+        self._target, self._silent = wanted.target, wanted.silent
         parts = [f"{n}:{len(g)}" for g in groups for n, _ in g.members]
         weights = sum(float(p.detach().double().abs().sum()) for p in model.parameters())
-        self._name = f"{type(model).__name__} {' '.join(parts)} {weights!r} {target.image}"
+        self._name = f"{type(model).__name__} {' '.join(parts)} {weights!r} {self._target.image}"
+        if self._silent:
+            self._name += " silent"
 
     def __call__(self, widths: Widths) -> float:
         key = hashlib.sha256(f"{self._name} {widths}".encode()).hexdigest()[:16]
         if f"network {key}" not in self._table.ms:
-            dense_now, now = _both(self._model, self.keep(widths), {}, self._target)
+            keep = highest(self._groups, self._scores, widths)
+            model = silenced(self._model, keep, self._target.image) if self._silent else self._model
+            dense_now, now = _both(model, keep, {}, self._target)
             # The machine may be slower now than when the dense network was timed.
             dense = self._table.ms.setdefault(self._dense, dense_now)
             self._table.ms[f"network {key}"] = now * dense / dense_now
@@ -295,14 +325,6 @@ class _Clock:
     @property
     def _dense(self) -> str:
         return f"network {hashlib.sha256(self._name.encode()).hexdigest()[:16]} dense"
-
-    def keep(self, widths: Widths) -> dict[str, Tensor]:
-        """The filters of highest score, so many of each group."""
-        kept: dict[str, list[Tensor]] = {}
-        for group, order, width in zip(self._groups, self._order, widths, strict=True):
-            for name, filters in group.members:
-                kept.setdefault(name, []).append(filters[order[len(order) - width :]])
-        return {name: torch.cat(parts).sort().values for name, parts in kept.items()}
 
 
 def _free(

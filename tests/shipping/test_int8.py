@@ -433,6 +433,6 @@ def test_latency_in_int8_needs_a_run_and_onnxruntime(
 
 
 def test_a_network_that_cannot_be_quantised_is_an_error_of_one_line() -> None:
-    with pytest.raises(ShippingError, match="--int8: onnxruntime cannot quantise") as said:
+    with pytest.raises(ShippingError, match="int8: onnxruntime cannot quantise") as said:
         int8.quantise(b"no model", int8.calibration(digits())[:1])
     assert "\n" not in str(said.value)

@@ -78,7 +78,7 @@ class Clock:
 def test_the_fastest_form_is_chosen(monkeypatch: pytest.MonkeyPatch, price, form: str) -> None:
     model, keep = pruned("independent")
     clock = Clock(price)
-    monkeypatch.setitem(tuning.RUNTIMES, "torch", clock)
+    monkeypatch.setitem(tuning.TARGETS, "torch", clock)
     monkeypatch.setattr(tuning, "side_by_side", clock.side_by_side)
     tuned = tuning.tune(model, keep, tuning.Target("torch", (3, 32, 32), 2, 1))
     assert tuned.form == form
@@ -108,6 +108,22 @@ def test_missing_runtime_is_named_before_training(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(runtimes, "installed", lambda name: False)
     with pytest.raises(ShippingError, match=r"target=openvino: .*pip install"):
         runtimes.require("openvino")
+
+
+def test_a_target_in_int8_needs_what_makes_it_and_times_the_network_in_int8(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    onnx = pytest.importorskip("onnx")
+    from fpgm.shipping import runtimes
+
+    made = []
+    monkeypatch.setitem(runtimes.ONNX, "onnxruntime", lambda model, *_: made.append(model))
+    runtimes.TARGETS["onnxruntime_int8"](fpgm.model("resnet20"), (3, 32, 32), 1)
+    run = [node.op_type for node in onnx.load_from_string(made[0]).graph.node]
+    assert run.count("QuantizeLinear") > run.count("Conv")
+    monkeypatch.setattr(runtimes, "installed", lambda name: name == "openvino")
+    with pytest.raises(ShippingError, match="target=openvino_int8: onnxruntime is not installed"):
+        runtimes.require("openvino_int8")
 
 
 def test_a_run_that_cannot_be_tuned_is_shipped_as_cut_and_says_so(tmp_path: Path) -> None:

@@ -19,9 +19,10 @@ from fpgm.graph.groups import prunable
 from fpgm.graph.owners import channels
 from fpgm.graph.trace import trace
 from fpgm.pruning.latency import Latency, find
+from fpgm.selection.zero import pruned
 from fpgm.shipping import timetable, widths
-from fpgm.shipping.lone import LAYERS, onnx_model
-from fpgm.shipping.runtimes import Target
+from fpgm.shipping.lone import LAYERS, int8_model, onnx_model
+from fpgm.shipping.runtimes import TARGETS, Target, package
 from fpgm.shipping.timetable import Kind, Surface, TimeTable, envelope, fingerprint, kinds, levels
 from fpgm.shipping.widths import Wanted, counts, found
 
@@ -173,8 +174,8 @@ def test_what_was_measured_is_in_the_file(tmp_path) -> None:
 
 @pytest.mark.parametrize("runtime", sorted(LAYERS))
 def test_a_lone_layer_runs_in_every_runtime_that_is_installed(runtime: str) -> None:
-    pytest.importorskip(runtime)
-    if runtime == "openvino":
+    pytest.importorskip(package(runtime))
+    if package(runtime) == "openvino":
         pytest.skip("only in a process of its own: the test below")
     conv = Kind((3, 3), (2, 2), (1, 1), (1, 1), False, (9, 9)).layer(5, 7)
     LAYERS[runtime](conv, (9, 9), 2, 1)(None)
@@ -187,6 +188,51 @@ def test_the_lone_layer_of_onnx_is_the_layer() -> None:
     session = ort.InferenceSession(onnx_model(conv, (9, 9), 2), providers=["CPUExecutionProvider"])
     out = session.run(None, {"images": x.numpy()})[0]
     assert np.abs(out - conv(x).relu().detach().numpy()).max() < 1e-5
+
+
+def test_the_lone_layer_in_int8_is_the_layer_and_is_run_in_int8(tmp_path) -> None:
+    """Left to itself the runtime would convert to float and back, and the clock say nothing."""
+    onnx, ort = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    conv = Kind((3, 3), (2, 2), (1, 1), (1, 1), False, (9, 9)).layer(6, 7)
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "as_run.onnx")
+    session = ort.InferenceSession(
+        int8_model(conv, (9, 9), 2), options, providers=["CPUExecutionProvider"]
+    )
+    x = torch.randint(256, (2, 6, 9, 9), dtype=torch.uint8)
+    out = session.run(None, {"images": x.numpy()})[0]
+    assert out.dtype == np.uint8
+    expected = conv(x / 255).relu().clamp(max=4).detach().numpy()
+    assert np.abs(out * (4 / 255) - expected).max() < 4 / 255  # half a step, and its weights'
+    run = [node.op_type for node in onnx.load(tmp_path / "as_run.onnx").graph.node]
+    assert "QLinearConv" in run
+    assert "Conv" not in run
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_a_schedule_that_leaves_no_constants_is_timed_without_them(
+    silent: bool, tmp_path, monkeypatch
+) -> None:
+    """Else what they take is taken off the widths, and the network is faster than asked for."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    Clock(monkeypatch)
+    timed, model = [], fpgm.model("resnet20")
+    both = widths._both
+
+    def seen(network, keep, *given) -> tuple[float, float]:
+        timed.append((network, keep))
+        return both(network, keep, *given)
+
+    monkeypatch.setattr(widths, "_both", seen)
+    groups, scores, _ = asked(model)
+    latency = Latency(0.5, TARGET, tmp_path / "run")
+    find(model, groups, scores, latency, 8, 0.1, print, silent)
+    network, keep = timed[-1]
+    mask = pruned(network, keep)["layer3.0.conv1"]
+    assert mask.any()
+    assert bool(network.layer3[0].bn1.bias[mask].any()) is not silent
+    assert network.layer3[0].bn1.weight[~mask].any()
+    assert model.layer3[0].bn1.weight.all()  # the run's own stays as it is
 
 
 def test_surface_goes_through_what_was_timed_and_stays_monotone() -> None:
@@ -212,10 +258,10 @@ def test_layers_of_several_groups_add_up() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("runtime", ["torch", "onnxruntime", "openvino"])
+@pytest.mark.parametrize("runtime", sorted(TARGETS))
 def test_widths_are_found_in_every_runtime(runtime: str, tmp_path, monkeypatch) -> None:
     """On the real clock, which is disturbed here: half the time, give or take a quarter."""
-    pytest.importorskip(runtime)
+    pytest.importorskip(package(runtime))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     model, said = fpgm.model("resnet20"), []
     groups, scores, _ = asked(model)

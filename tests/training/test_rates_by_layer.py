@@ -10,6 +10,7 @@ from clock import Clock
 from tasks import cut_short, few, made, whole
 
 from fpgm.errors import Error
+from fpgm.shipping import widths
 
 __all__ = ["few"]  # a fixture
 pytestmark = pytest.mark.usefixtures("few")
@@ -137,9 +138,29 @@ def test_a_control_takes_the_widths_of_another_run(tmp_path: Path) -> None:
         made(tmp_path / "other", f"widths={tmp_path}/dense")
 
 
+@pytest.mark.parametrize(("schedule", "silent"), [("frozen", False), ("gated", True)])
+def test_widths_are_timed_as_the_schedule_leaves_the_network(
+    schedule: str, silent: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    Clock(monkeypatch)
+    asked, found = [], widths.found_apart
+
+    def seen(*given):
+        asked.append(given[3].silent)
+        return found(*given)
+
+    monkeypatch.setattr(widths, "found_apart", seen)
+    words = ["latency_target=0.5", "residual=shared", "align=4", "epochs=1"]
+    whole(tmp_path / "run", *words, f"schedule={schedule}")
+    assert asked == [silent]
+
+
 def test_a_runtime_that_is_not_installed_is_named_with_what_installs_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fpgm.shipping.runtimes.installed", lambda name: False)
-    with pytest.raises(Error, match=r"target=openvino: is not installed here: pip install"):
+    with pytest.raises(
+        Error, match=r"target=openvino: openvino is not installed here: pip install"
+    ):
         made(tmp_path / "run", "latency_target=0.5", "target=openvino")
