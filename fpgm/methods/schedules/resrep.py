@@ -47,6 +47,7 @@ class ResRep(Inserting):
     """
 
     name: ClassVar[str] = "resrep"
+    silences: ClassVar[bool] = True  # merge leaves no scale and no shift of a row of zeros
 
     def __init__(
         self,
