@@ -22,7 +22,7 @@ from fpgm.pruning.latency import Latency, find
 from fpgm.selection.zero import pruned
 from fpgm.shipping import timetable, widths
 from fpgm.shipping.lone import LAYERS, int8_model, onnx_model
-from fpgm.shipping.runtimes import TARGETS, Target, package
+from fpgm.shipping.runtimes import INT8, TARGETS, Target, package
 from fpgm.shipping.timetable import Kind, Surface, TimeTable, envelope, fingerprint, kinds, levels
 from fpgm.shipping.widths import Wanted, counts, found
 
@@ -260,12 +260,19 @@ def test_layers_of_several_groups_add_up() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("runtime", sorted(TARGETS))
 def test_widths_are_found_in_every_runtime(runtime: str, tmp_path, monkeypatch) -> None:
-    """On the real clock, which is disturbed here: half the time, give or take a quarter."""
+    """On the real clock, which is disturbed here: 0.7 of the time, give or take a quarter. In int8
+    narrow layers may take as long as wide ones, which is then said."""
     pytest.importorskip(package(runtime))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     model, said = fpgm.model("resnet20"), []
     groups, scores, _ = asked(model)
-    latency = Latency(0.5, Target(runtime, (3, 32, 32), 32, 1), tmp_path / "run")
-    result = find(model, groups, scores, latency, 8, 0.1, said.append)
-    assert 0.37 < result.share < 0.63
+    latency = Latency(0.7, Target(runtime, (3, 32, 32), 32, 1), tmp_path / "run")
+    try:
+        result = find(model, groups, scores, latency, 8, 0.1, said.append)
+    except BudgetError as refused:
+        if not runtime.endswith(INT8):
+            raise
+        assert f"ms in {runtime} with target_batch=32" in str(refused)
+        return
+    assert 0.52 < result.share < 0.88
     assert (tmp_path / "run" / "latency_table.json").exists()
