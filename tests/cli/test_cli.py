@@ -490,7 +490,11 @@ def test_help_and_completion_answer_in_half_a_second(
         ("residual=", "residual=independent residual=inner residual=shared"),
         ("rate=0.4 residual=in", "residual=independent residual=inner"),
         ("dataset.flip=", "dataset.flip=false dataset.flip=true"),
-        ("tune=true target=torch,o", "target=torch,onnxruntime target=torch,openvino"),
+        (
+            "tune=true target=torch,o",
+            "target=torch,onnxruntime target=torch,onnxruntime_int8 "
+            "target=torch,openvino target=torch,openvino_int8",
+        ),
         ("dataset=cif", "dataset=cifar10 dataset=cifar100"),
         ("optimizer.warm", "optimizer.warmup_epochs="),
     ],

@@ -11,7 +11,6 @@ from pydantic import Field
 from torch import Tensor
 
 from fpgm.machine.ranks import from_first
-from fpgm.methods.schedules.fade import Duration
 from fpgm.methods.schedules.papers import Hard
 from fpgm.pruning.method import Task
 from fpgm.pruning.watch import Watch
@@ -20,6 +19,7 @@ from fpgm.selection.rule import Rule
 from fpgm.selection.zero import pruned, zero_
 
 Every = Annotated[int, Field(ge=1, examples=["30"])]
+Duration = Annotated[float, Field(gt=0, le=1, examples=["0.5"])]
 
 
 class Iterative(Hard):
