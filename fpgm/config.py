@@ -295,7 +295,8 @@ def _said_twice(config: Pruning) -> Iterator[str]:
     if config.latency_target is not None:
         others = {"macs_target": config.macs_target is not None, "rates": bool(config.rates),
                   "widths": bool(config.widths), "threshold": config.threshold is not None,
-                  "scope": config.scope != "layer"}  # fmt: skip
+                  "scope_cost": config.scope_cost != "none",
+                  "scope=isomorphic": config.scope == "isomorphic"}  # fmt: skip
         for key in (key for key, given in others.items() if given):
             yield (
                 f"latency_target={config.latency_target}: {key} says already how much of a layer "

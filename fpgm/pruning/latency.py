@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fpgm.graph.groups import Group
+from fpgm.selection.rule import Rule
 from fpgm.shipping import timetable, widths
 from fpgm.shipping.runtimes import Target
 from fpgm.shipping.timetable import TimeTable
@@ -56,17 +57,18 @@ def find(
     groups: Sequence[Group],
     scores: Sequence[Tensor],
     latency: Latency,
-    align: int,
-    floor: float,
+    rule: Rule,
     warn: Callable[[str], None],
     silent: bool = False,
 ) -> Found:
     """Widths at which the network takes its share of the dense one's time. scores: (n,) for each
-    group; silent: see Wanted. Writes the times that were measured. Raises BudgetError,
-    ShippingError, OSError."""
-    wanted = Wanted(latency.share, latency.target, align, floor, silent)
+    group, comparable over groups where the rule has one ranking; silent: see Wanted. Writes the
+    times that were measured. Raises BudgetError, ShippingError, OSError."""
+    wanted = Wanted(latency.share, latency.target, rule.align, rule.floor, silent, rule.one_ranking)
     model, table = with_constants(model), latency.table(warn)
-    positive = [_positive(values) for values in scores]
+    lows = [_low(values) for values in scores]
+    lows = [min(lows)] * len(lows) if rule.one_ranking else lows
+    positive = [_positive(values, low) for values, low in zip(scores, lows, strict=True)]
     found, table = widths.found_apart(model, groups, positive, wanted, table)
     for place in (latency.directory / FILE, latency.shared):
         table.save(place)
@@ -90,8 +92,12 @@ def with_constants(model: nn.Module) -> nn.Module:
     return twin
 
 
-def _positive(scores: Tensor) -> Tensor:
-    """Scores from 0 on, 0 where there is none."""
+def _low(scores: Tensor) -> float:
+    """The lowest score, where it is negative."""
     finite = scores[scores.isfinite()]
-    low = min(float(finite.min()), 0.0) if len(finite) else 0.0
+    return min(float(finite.min()), 0.0) if len(finite) else 0.0
+
+
+def _positive(scores: Tensor, low: float) -> Tensor:
+    """Scores from 0 on, 0 where there is none."""
     return (scores - low).masked_fill(~scores.isfinite(), 0.0)

@@ -288,7 +288,8 @@ class Zeroing(Schedule):
         so."""
         rule, groups = replace(self.rule, align=align, share=share), self._groups
         if self.task.goal.latency is not None:
-            rule = replace(rule, widths=self._timed_widths(self.task.goal.latency))
+            timed = self._timed_widths(self.task.goal.latency)
+            rule = replace(rule, widths=timed, scope="layer")
         if not rule.prunes(rate):
             return self._everything(), {}
         if rule.one_ranking:  # a search for the rate that meets macs_target goes beyond
@@ -309,11 +310,11 @@ class Zeroing(Schedule):
         rule, scores = self.rule, self.scored(self.rule, 0.0)
         found: Found | None = None
         if self.task.ranks.first:
-            by_group = [group_scores(group, scores) for group in self._groups]
+            how = rule.normalise if rule.one_ranking else None
+            by_group = [group_scores(group, scores, how) for group in self._groups]
             found = find(
-                self._model, self._groups, by_group, latency, rule.align, rule.floor,
-                self.task.warn, self.silences,
-            )  # fmt: skip
+                self._model, self._groups, by_group, latency, rule, self.task.warn, self.silences
+            )
         found = from_first(found, self.task.ranks)
         assert found is not None
         self.widths, self.latency = counts(self._groups, found.groups), found.summary()

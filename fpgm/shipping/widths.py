@@ -69,13 +69,14 @@ class Found:
 class Wanted:
     """share: of the dense network's time; align: widths are multiples of it; floor: share of each
     group's channels that stays; silent: what is pruned leaves no constants, as the schedule takes
-    along what stands behind its filters."""
+    along what stands behind its filters; added: scores may be compared over layers."""
 
     share: float
     target: Target
     align: int
     floor: float
     silent: bool = False
+    added: bool = False
 
 
 def found_apart(
@@ -135,14 +136,16 @@ def found(
     time. scores: (n,) for each group, not negative, larger is worth more.
 
     What is worth most: the largest product, over the layers, of the share of its scores that a
-    layer keeps, so that none is starved for the others (ours; HALP adds scores up). Nothing of the
-    model is changed. Raises BudgetError that names what can be reached, ShippingError.
+    layer keeps, so that none is starved for the others (ours); or, where scores may be `added`, the
+    largest sum of all that is kept (Shen et al., NeurIPS 2022). Nothing of the model is changed.
+    Raises BudgetError that names what can be reached, ShippingError.
     """
     with evaluating(model):
         target, share = wanted.target, wanted.share
         graph = trace(model, target.image)
         options = [_options(group, wanted) for group in groups]
-        values = [_values(g, s, row) for g, s, row in zip(groups, scores, options, strict=True)]
+        worth = _sums if wanted.added else _shares
+        values = worth(groups, scores, options)
         times = predicted(graph, groups, options, wanted, table)
         full, least = tuple(row[-1] for row in options), tuple(row[0] for row in options)
         clock = _Clock(model, groups, scores, wanted, table)
@@ -221,16 +224,44 @@ def _options(group: Group, wanted: Wanted) -> list[int]:
     return sorted({*range(first, filters, step), filters})
 
 
-def _values(group: Group, scores: Tensor, options: Sequence[int]) -> list[float]:
-    """What each width is worth: a group counts once for each layer that it decides."""
-    ordered = scores.double().cpu()[ascending(scores).cpu()].flip(0).clamp(min=0)
-    kept = ordered.cumsum(0) / ordered.sum().clamp(min=1e-30)
-    shares = [max(float(kept[width - 1]), 1e-9) for width in options]
-    # Where scores say nothing, as those of filters that are all zero, a wider layer is worth more.
+WIDER = 1e-9  # a channel is worth that much where scores say nothing, as those of zeroed filters
+
+
+def _shares(
+    groups: Sequence[Group], scores: Sequence[Tensor], options: Sequence[Sequence[int]]
+) -> list[list[float]]:
+    """What each width is worth where layers cannot be compared: the logarithm of the share of its
+    scores that a group keeps, once for each layer that it decides."""
+    kept = [_kept(values, row) for values, row in zip(scores, options, strict=True)]
     return [
-        len(group.members) * (math.log(share) + 1e-9 * width)
-        for share, width in zip(shares, options, strict=True)
+        [
+            len(group.members) * (math.log(max(total / max(row[-1], 1e-30), 1e-9)) + WIDER * width)
+            for total, width in zip(row, widths, strict=True)
+        ]
+        for group, row, widths in zip(groups, kept, options, strict=True)
     ]
+
+
+def _sums(
+    groups: Sequence[Group], scores: Sequence[Tensor], options: Sequence[Sequence[int]]
+) -> list[list[float]]:
+    """What each width is worth where they can: as a share of the whole."""
+    kept = [
+        [len(group.members) * total for total in _kept(values, row)]
+        for group, values, row in zip(groups, scores, options, strict=True)
+    ]
+    whole = max(sum(row[-1] for row in kept), 1e-30)
+    return [
+        [total / whole + WIDER * width for total, width in zip(row, widths, strict=True)]
+        for row, widths in zip(kept, options, strict=True)
+    ]
+
+
+def _kept(scores: Tensor, widths: Sequence[int]) -> list[float]:
+    """The sum of the scores that each width keeps, the highest: (n,), not negative."""
+    ordered = scores.double().cpu()[ascending(scores).cpu()].flip(0).clamp(min=0)
+    sums = ordered.cumsum(0)
+    return [float(sums[width - 1]) for width in widths]
 
 
 def predicted(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import numpy as np
@@ -9,18 +10,20 @@ import pytest
 import torch
 import torchvision
 from clock import Clock
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import fpgm
 from fpgm.errors import BudgetError
-from fpgm.graph.groups import prunable
+from fpgm.graph.groups import Group, prunable
 from fpgm.graph.owners import channels
 from fpgm.graph.trace import trace
 from fpgm.pruning.latency import Latency, find
+from fpgm.selection.rule import Rule
 from fpgm.selection.zero import pruned
 from fpgm.shipping import timetable, widths
+from fpgm.shipping.knapsack import widths_within
 from fpgm.shipping.lone import LAYERS, int8_model, onnx_model
 from fpgm.shipping.runtimes import INT8, TARGETS, Target, package
 from fpgm.shipping.timetable import Kind, Surface, TimeTable, envelope, fingerprint, kinds, levels
@@ -89,6 +92,47 @@ def test_the_whole_time_prunes_nothing(monkeypatch) -> None:
     assert found(model, groups, scores, wanted, TimeTable({})).groups == tuple(map(len, groups))
 
 
+@settings(max_examples=25)
+@given(arrays(float, (3, 4), elements=st.floats(0, 10)), st.sampled_from([1.0, 1e3]))
+def test_scores_that_compare_over_layers_are_added_up(scores, scale: float) -> None:
+    """Against every choice there is: the most that a network of this time can keep."""
+    groups = [Group(((f"conv{layer}", torch.arange(4)),)) for layer in range(3)]
+    rows = [
+        torch.from_numpy(row) * (scale if layer == 0 else 1) for layer, row in enumerate(scores)
+    ]
+    options, cost = [[1, 2, 3, 4]] * 3, [3, 2, 1]
+    values = widths._sums(groups, rows, options)
+
+    def kept(chosen) -> float:
+        return sum(float(row.sort().values[-w:].sum()) for row, w in zip(rows, chosen, strict=True))
+
+    def times(chosen) -> float:
+        return sum(1000 * each * w for each, w in zip(cost, chosen, strict=True))
+
+    best = widths_within(14_000, options, values, times)
+    assert times(best) <= 14_000
+    most = max(kept(c) for c in itertools.product(*options) if times(c) <= 14_000)
+    assert kept(best) == pytest.approx(most, rel=1e-6, abs=1e-6)
+
+
+def test_one_ranking_takes_from_the_layers_that_are_worth_little(tmp_path, monkeypatch) -> None:
+    """By layer the scale of a layer's scores says nothing, over the network everything."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    Clock(monkeypatch)
+    model = fpgm.model("resnet20")
+    groups, scores, _ = asked(model, "inner")
+    dear = [
+        s * (1000 if g.members[0][0] == "layer1.0.conv1" else 1) - 5
+        for g, s in zip(groups, scores, strict=True)
+    ]
+    place = [group.members[0][0] for group in groups].index("layer1.0.conv1")
+    latency = Latency(0.6, TARGET, tmp_path / "run")
+    by_layer = find(model, groups, dear, latency, Rule(align=4), print)
+    together = find(model, groups, dear, latency, Rule(scope="global", align=4), print)
+    assert by_layer.groups[place] < 16 == together.groups[place]
+    assert abs(together.share / 0.6 - 1) <= widths.TOLERANCE
+
+
 def test_filters_that_save_no_time_are_named(monkeypatch) -> None:
     """Widths below 16 take what 16 takes: nobody goes below it."""
     monkeypatch.setattr("clock.macs", lambda k, i, o: max(i, 16) * max(o, 16))
@@ -137,13 +181,13 @@ def test_a_run_that_starts_anew_measures_nothing_and_chooses_the_same(
     clock, model, said = Clock(monkeypatch), fpgm.model("resnet20"), []
     groups, scores, _ = asked(model)
     latency = Latency(0.5, TARGET, tmp_path / "run")
-    first = find(model, groups, scores, latency, 8, 0.1, said.append)
+    first = find(model, groups, scores, latency, Rule(align=8), said.append)
     before = clock.networks, clock.layers
-    again = find(model, groups, scores, latency, 8, 0.1, said.append)
+    again = find(model, groups, scores, latency, Rule(align=8), said.append)
     assert (clock.networks, clock.layers) == before
     assert again == first
     elsewhere = Latency(0.5, TARGET, tmp_path / "other")  # the same machine: its times are known
-    assert find(model, groups, scores, elsewhere, 8, 0.1, said.append) == first
+    assert find(model, groups, scores, elsewhere, Rule(align=8), said.append) == first
     assert not said
 
 
@@ -153,7 +197,7 @@ def test_a_table_of_another_machine_is_not_believed(tmp_path, monkeypatch) -> No
     groups, scores, _ = asked(model)
     theirs = tmp_path / "theirs.json"
     TimeTable({**fingerprint(TARGET), "processor": "Z80"}, {"x": 1.0}).save(theirs)
-    find(model, groups, scores, Latency(0.5, TARGET, tmp_path, theirs), 8, 0.1, said.append)
+    find(model, groups, scores, Latency(0.5, TARGET, tmp_path, theirs), Rule(align=8), said.append)
     assert clock.layers > 0
     assert said == [said[0]]
     assert "theirs.json: was measured elsewhere (processor Z80, here" in said[0]
@@ -226,7 +270,7 @@ def test_a_schedule_that_leaves_no_constants_is_timed_without_them(
     monkeypatch.setattr(widths, "_both", seen)
     groups, scores, _ = asked(model)
     latency = Latency(0.5, TARGET, tmp_path / "run")
-    find(model, groups, scores, latency, 8, 0.1, print, silent)
+    find(model, groups, scores, latency, Rule(align=8), print, silent)
     network, keep = timed[-1]
     mask = pruned(network, keep)["layer3.0.conv1"]
     assert mask.any()
@@ -268,7 +312,7 @@ def test_widths_are_found_in_every_runtime(runtime: str, tmp_path, monkeypatch) 
     groups, scores, _ = asked(model)
     latency = Latency(0.7, Target(runtime, (3, 32, 32), 32, 1), tmp_path / "run")
     try:
-        result = find(model, groups, scores, latency, 8, 0.1, said.append)
+        result = find(model, groups, scores, latency, Rule(align=8), said.append)
     except BudgetError as refused:
         if runtime.endswith(INT8) and f"ms in {runtime} with target_batch=32" in str(refused):
             return

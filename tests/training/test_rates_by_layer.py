@@ -60,12 +60,13 @@ def test_the_closed_form_in_the_report_is_that_of_the_layers_own_rates(tmp_path:
     assert by_score["reduction"]["paper_macs"] is None  # no rate, no formula
 
 
+@pytest.mark.parametrize("scope", ["layer", "global"])
 def test_a_budget_of_time_is_met_reported_and_the_same_after_a_kill(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    scope: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     clock = Clock(monkeypatch, lambda left: 1.2 if left < 0.99 else 1.0)
-    words = ["latency_target=0.5", "residual=shared", "align=4"]
+    words = ["latency_target=0.5", "residual=shared", "align=4", f"scope={scope}"]
     report = whole(tmp_path / "whole", *words)
     timed = report["latency"]
     assert abs(timed["measured_ms"] / timed["dense_ms"] / 0.5 - 1) <= 0.05
@@ -104,6 +105,16 @@ def test_a_file_of_rates_is_what_the_run_is_asked_for(tmp_path: Path) -> None:
         ({"rates": {"elsewhere": 0.5}}, [], "rates: elsewhere fits no layer; the layers are conv1"),
         (None, ["latency_target=0.5", "rates={conv1: 0.1}"], "rates says already how much"),
         (None, ["latency_target=0.5", "criterion=mix"], "is an order of pruning and says not what"),
+        (
+            None,
+            ["latency_target=0.5", "scope=isomorphic"],
+            "scope=isomorphic says already how much",
+        ),
+        (
+            None,
+            ["latency_target=0.5", "scope=global", "scope_cost=macs"],
+            "scope_cost says already",
+        ),
         (None, ["latency_target=0.5", "latency_table=nowhere.json"], "latency_table=nowhere.json"),
         (None, ["macs_target=0.5", "threshold=1"], "threshold says already how much goes"),
         (None, ["rates=nowhere.yaml"], "rates=nowhere.yaml: cannot be read"),
