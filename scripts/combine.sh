@@ -10,6 +10,8 @@
 set -euo pipefail
 export OMP_NUM_THREADS=1
 OUT=${OUT:-outputs/combine}
+# What preset=best was when these runs were made.
+PRUNE=(criterion=gm schedule=fade optimizer=finetune method=distillation)
 WORDS="dataset=image_folder dataset.root=${DATA:-data} dataset.image_size=32 dataset.validation=0.1 seed=0"
 
 train() { # a run: its name, then its words
@@ -28,7 +30,8 @@ low_rank() { # name of the run, way
 
 resnet20() {
   train dense rate=0 epochs=15 optimizer=fast
-  train pruned "pretrained=$OUT/dense" preset=best macs_target=0.5 epochs=3
+  train pruned "pretrained=$OUT/dense" macs_target=0.5 residual=inner align=8 \
+    "${PRUNE[@]}" epochs=3
   further pruned_more pruned dense '[distillation]'
   low_rank pruned tai
   low_rank pruned zhang
@@ -42,7 +45,7 @@ resnet20() {
 resnet56() {
   train dense56 arch=resnet56 rate=0 epochs=5 optimizer=fast
   train pruned56 arch=resnet56 "pretrained=$OUT/dense56" macs_target=0.5 residual=shared align=16 \
-    schedule=fade optimizer=finetune method=distillation epochs=3
+    "${PRUNE[@]}" epochs=3
   further pruned56_more pruned56 dense56 '[distillation]'
   low_rank pruned56 zhang
   further pruned56_inq pruned56 dense56 '[inq,distillation]'

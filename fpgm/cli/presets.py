@@ -7,18 +7,18 @@ from typing import Any
 
 import yaml
 
-from fpgm.keys import CONFIGS
+from fpgm.keys import CONFIGS, flatten
 
 
 def said(preset: str) -> dict[str, Any]:
-    """Keys and groups that a preset sets: {'optimizer': 'finetune', 'residual': 'inner', ...};
-    nothing of one that lies elsewhere (--config-dir)."""
+    """Keys and groups that a preset sets, with dots: {'optimizer': 'finetune', 'schedule.duration':
+    0, ...}; nothing of one that lies elsewhere (--config-dir)."""
     file = CONFIGS / "preset" / f"{preset}.yaml"
     values = dict(yaml.safe_load(file.read_text())) if file.exists() else {}
     groups = {}
     for entry in values.pop("defaults", []):
         groups.update({key.rpartition("/")[2]: value for key, value in entry.items()})
-    return {**groups, **values}
+    return {**groups, **flatten(values)}
 
 
 def words(preset: str) -> str:

@@ -36,9 +36,15 @@ def test_the_published_method_is_the_papers() -> None:
     ("words", "lines"),
     [
         (["residual=inner", "epochs=3", "optimizer.lr=0.02"], []),
-        (["align=8", "criterion=gm"], []),
+        (["align=8", "criterion=cpmc", "schedule.duration=0"], []),
         (["method=distillation"], []),
-        (["criterion=l2"], ["criterion=l2: preset=best says criterion=gm; leave one of them out"]),
+        (
+            ["criterion=gm", "schedule.duration=0.3"],
+            [
+                "criterion=gm: preset=best says criterion=cpmc; leave one of them out",
+                "schedule.duration=0.3: preset=best says schedule.duration=0; leave one of ",
+            ],
+        ),
         (
             ["schedule=soft", "align=1"],
             [
@@ -65,3 +71,4 @@ def test_all_that_a_preset_sets_is_found() -> None:
     for name in PRESETS:
         content = yaml.safe_load((CONFIGS / "preset" / f"{name}.yaml").read_text())
         assert len(presets.said(name)) == len(content) - 1 + len(content["defaults"])
+    assert presets.said("best")["schedule.duration"] == 0  # of a group, and not the whole group
