@@ -35,7 +35,7 @@ def test_the_published_method_is_the_papers() -> None:
 @pytest.mark.parametrize(
     ("words", "lines"),
     [
-        (["residual=inner", "epochs=3", "optimizer.lr=0.02"], []),
+        (["residual=shared", "epochs=3", "optimizer.lr=0.02"], []),
         (["align=8", "criterion=cpmc", "schedule.duration=0"], []),
         (["method=distillation"], []),
         (
