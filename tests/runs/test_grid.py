@@ -162,7 +162,7 @@ def covering(row: dict) -> list[list[str]]:
     """A few of a row's runs, in which each of its values is met."""
     lists = {key: v if isinstance(v, list) else [v] for key, v in row.items()}
     count = max(map(len, lists.values()), default=1)
-    rows = [{key: v[i % len(v)] for key, v in lists.items()} for i in range(count)]
+    rows = [{key: [v[i % len(v)]] for key, v in lists.items()} for i in range(count)]
     return [job for one in rows for job in grid.runs([one])]
 
 
