@@ -50,7 +50,7 @@ def test_schedules_and_criteria_run_there(tmp_path: Path, words: str) -> None:
 
 def test_from_a_trained_network_with_its_teacher(tmp_path: Path) -> None:
     train(tmp_path / "base", "rate=0", "epochs=6")
-    words = (f"pretrained={tmp_path}/base", "macs_target=0.5", "preset=best")
+    words = (f"pretrained={tmp_path}/base", "macs_target=0.5", "preset=speed")
     where = tmp_path / "run"
     start = [sys.executable, "-m", "fpgm.cli", *RUN[:-1], *words, f"hydra.run.dir={where}"]
     subprocess.run(start, check=True)
